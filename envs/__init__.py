@@ -1,0 +1,22 @@
+"""Differentiable robot simulators: `env = envs.make("hopper", num_envs=1024)`; ids in `ENV_IDS`.
+
+The environments follow gymnasium's VectorEnv with automatic reset in the same step, with torch tensors in place of
+numpy arrays: see vector_env.py.  The physics: articulation.py (robots as data), kinematics.py, forces.py,
+mass_matrix.py, integrate.py, and simulator.py (one step, forward and backward).
+"""
+
+import difflib
+
+from envs.hopper import Hopper
+from envs.vector_env import VectorEnv
+
+_TASKS = {"hopper": Hopper}
+ENV_IDS = tuple(_TASKS)
+
+
+def make(env_id: str, num_envs: int = 1, device="cpu", seed: int = 1, **options) -> VectorEnv:
+    """Create the environment `env_id`; further options: see VectorEnv. Raises ValueError for an unknown id."""
+    if env_id not in _TASKS:
+        near = difflib.get_close_matches(str(env_id), ENV_IDS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"env_id: expected one of {', '.join(ENV_IDS)}, got {env_id!r}; did you mean {near!r}?")
+    return _TASKS[env_id](num_envs, device=device, seed=seed, **options)

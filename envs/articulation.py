@@ -1,0 +1,233 @@
+"""A robot as data: links, joints and contact points, and the Warp arrays that the kernels read.
+
+One link carries one joint, the joint that connects it to its parent (a body moved by several hinges is a chain of
+massless links with the mass on the last one).  Links are listed parents first.  Coordinates follow DFlex:
+
+    joint       joint_q                         joint_qd
+    fixed       -                               -
+    prismatic   displacement [m]                velocity [m/s]
+    revolute    angle [rad]                     rate [rad/s]
+    free        position (3), quaternion xyzw   spatial twist (angular; linear), world axes, about the world origin
+
+The linear half of a free joint's twist is the velocity of the body-fixed point that passes through the world origin,
+so the velocity of the body's own origin p is v + w x p.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import warp as wp
+
+FIXED, PRISMATIC, REVOLUTE, FREE = 0, 1, 2, 3
+NUM_COORDS = {FIXED: 0, PRISMATIC: 1, REVOLUTE: 1, FREE: 7}
+NUM_DOFS = {FIXED: 0, PRISMATIC: 1, REVOLUTE: 1, FREE: 6}
+IDENTITY = (0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass
+class Link:
+    """A rigid body and the joint that holds it. Lengths in m, masses in kg, angles in rad, frames are the link's own."""
+
+    name: str
+    parent: int
+    joint: int
+    axis: tuple = (0.0, 0.0, 0.0)
+    """direction of a prismatic or revolute joint, unit length"""
+    offset: tuple = (0.0, 0.0, 0.0)
+    """position of the joint in the parent's frame"""
+    rotation: tuple = IDENTITY
+    """orientation of the joint in the parent's frame, quaternion xyzw"""
+    mass: float = 0.0
+    com: tuple = (0.0, 0.0, 0.0)
+    inertia: tuple = (0.0, 0.0, 0.0)
+    """about the centre of mass, kg m^2: the diagonal, or all nine numbers"""
+    armature: float = 0.0
+    """added to the diagonal of the mass matrix, kg or kg m^2"""
+    stiffness: float = 0.0
+    damping: float = 0.0
+    target: float = 0.0
+    """rest position of the joint spring"""
+    limits: tuple = (-1.0e6, 1.0e6)
+    limit_stiffness: float = 1.0e3
+    limit_damping: float = 10.0
+    """acts always, not only at the limit (as in DFlex): the joint's damping is damping + limit_damping"""
+
+
+@dataclass
+class ContactPoint:
+    """A sphere fixed to a link that can touch the ground plane y = 0; radius 0 for the corner of a box."""
+
+    link: int
+    point: tuple
+    radius: float
+    stiffness: float
+    damping: float
+    friction_stiffness: float
+    friction: float
+
+
+@dataclass
+class Articulation:
+    """A tree of links with its contact points; every environment holds one copy of it."""
+
+    links: list[Link]
+    contacts: list[ContactPoint] = field(default_factory=list)
+    gravity: tuple = (0.0, -9.81, 0.0)
+    translates_along_x: bool = False
+    """the first joint slides freely along world x: its coordinate may be counted from any origin"""
+
+    @property
+    def num_coords(self) -> int:
+        return sum(NUM_COORDS[link.joint] for link in self.links)
+
+    @property
+    def num_dofs(self) -> int:
+        return sum(NUM_DOFS[link.joint] for link in self.links)
+
+
+@wp.struct
+class Model:
+    """The articulation as the kernels see it: constants, without gradients."""
+
+    num_links: int
+    num_dofs: int
+    gravity: wp.vec3
+    # per link
+    link_parent: wp.array[int]
+    child_start: wp.array[int]  # the children of link i are child[child_start[i] : child_start[i + 1]]
+    child: wp.array[int]
+    link_mass: wp.array[float]
+    tree_mass: wp.array[float]  # of the link and everything it carries
+    link_com: wp.array[wp.vec3]
+    link_inertia: wp.array[wp.mat33]
+    joint_type: wp.array[int]
+    joint_axis: wp.array[wp.vec3]
+    joint_frame: wp.array[wp.transform]  # parent frame -> joint frame
+    q_start: wp.array[int]
+    qd_start: wp.array[int]
+    # per degree of freedom
+    dof_link: wp.array[int]
+    dof_q: wp.array[int]  # its coordinate; -1 for those of a free joint, which have no spring and no damper
+    ancestor_start: wp.array[int]  # the dofs between dof i and the root, nearest first: ancestor[ancestor_start[i] : ...]
+    ancestor: wp.array[int]
+    armature: wp.array[float]
+    stiffness: wp.array[float]
+    damping: wp.array[float]
+    target: wp.array[float]
+    limit_lower: wp.array[float]
+    limit_upper: wp.array[float]
+    limit_stiffness: wp.array[float]
+    limit_damping: wp.array[float]
+    # per contact point, sorted by link
+    contact_start: wp.array[int]
+    contact_point: wp.array[wp.vec3]
+    contact_radius: wp.array[float]
+    contact_material: wp.array[wp.vec4]  # stiffness ke, damping kd, friction stiffness kf, friction coefficient mu
+
+
+def build_model(articulation: Articulation, device) -> Model:
+    """Copy an articulation to the Warp arrays that the kernels read on `device`."""
+    _check(articulation)
+    model = Model()
+    model.num_links = len(articulation.links)
+    model.num_dofs = articulation.num_dofs
+    model.gravity = wp.vec3(*articulation.gravity)
+    columns = _link_columns(articulation.links) | _dof_columns(articulation.links) | _contact_columns(articulation)
+    for name, (values, dtype) in columns.items():
+        values = np.array(values, dtype=np.int32 if dtype is int else np.float32)
+        setattr(model, name, wp.array(values, dtype=dtype, device=device))
+    return model
+
+
+def _link_columns(links):
+    children = [[i for i, link in enumerate(links) if link.parent == parent] for parent in range(len(links))]
+    q_sizes = [NUM_COORDS[link.joint] for link in links]
+    qd_sizes = [NUM_DOFS[link.joint] for link in links]
+    return {
+        "link_parent": ([link.parent for link in links], int),
+        "child_start": (_offsets([len(c) for c in children]), int),
+        "child": ([i for c in children for i in c], int),
+        "link_mass": ([link.mass for link in links], float),
+        "tree_mass": (_tree_masses(links), float),
+        "link_com": ([link.com for link in links], wp.vec3),
+        "link_inertia": ([_inertia_matrix(link.inertia) for link in links], wp.mat33),
+        "joint_type": ([link.joint for link in links], int),
+        "joint_axis": ([link.axis for link in links], wp.vec3),
+        "joint_frame": ([(*link.offset, *link.rotation) for link in links], wp.transform),
+        "q_start": (_offsets(q_sizes), int),
+        "qd_start": (_offsets(qd_sizes), int),
+    }
+
+
+def _dof_columns(links):
+    owners = [i for i, link in enumerate(links) for _ in range(NUM_DOFS[link.joint])]
+    q_start = _offsets([NUM_COORDS[link.joint] for link in links])
+    ancestors = [_ancestors(links, owners, dof) for dof in range(len(owners))]
+    springs = {
+        "armature": [links[i].armature for i in owners],
+        "stiffness": [links[i].stiffness for i in owners],
+        "damping": [links[i].damping for i in owners],
+        "target": [links[i].target for i in owners],
+        "limit_lower": [links[i].limits[0] for i in owners],
+        "limit_upper": [links[i].limits[1] for i in owners],
+        "limit_stiffness": [links[i].limit_stiffness for i in owners],
+        "limit_damping": [links[i].limit_damping for i in owners],
+    }
+    return {
+        "dof_link": (owners, int),
+        "dof_q": ([-1 if links[i].joint == FREE else q_start[i] for i in owners], int),
+        "ancestor_start": (_offsets([len(a) for a in ancestors]), int),
+        "ancestor": ([dof for a in ancestors for dof in a], int),
+    } | {name: (values, float) for name, values in springs.items()}
+
+
+def _contact_columns(articulation):
+    points = sorted(articulation.contacts, key=lambda contact: contact.link)
+    per_link = [sum(c.link == i for c in points) for i in range(len(articulation.links))]
+    materials = [(c.stiffness, c.damping, c.friction_stiffness, c.friction) for c in points]
+    return {
+        "contact_start": (_offsets(per_link), int),
+        "contact_point": (np.reshape([c.point for c in points], (-1, 3)), wp.vec3),
+        "contact_radius": ([c.radius for c in points], float),
+        "contact_material": (np.reshape(materials, (-1, 4)), wp.vec4),
+    }
+
+
+def _ancestors(links, owners, dof):
+    """The dofs on the way from `dof` to the root, nearest first; within one joint the later dofs hang on the earlier."""
+    link = owners[dof]
+    chain = [other for other in range(dof) if owners[other] == link][::-1]
+    while links[link].parent >= 0:
+        link = links[link].parent
+        chain += [other for other in range(dof) if owners[other] == link][::-1]
+    return chain
+
+
+def _tree_masses(links):
+    masses = [link.mass for link in links]
+    for i in reversed(range(len(links))):
+        if links[i].parent >= 0:
+            masses[links[i].parent] += masses[i]
+    return masses
+
+
+def _offsets(sizes):
+    return [0, *np.cumsum(sizes, dtype=int).tolist()]
+
+
+def _inertia_matrix(inertia):
+    inertia = np.asarray(inertia, dtype=np.float64)
+    return np.diag(inertia) if inertia.size == 3 else inertia.reshape(3, 3)
+
+
+def _check(articulation):
+    for i, link in enumerate(articulation.links):
+        if not -1 <= link.parent < i:
+            raise ValueError(f"link {i} ({link.name}): parent must be -1 or an earlier link, got {link.parent}")
+        if link.joint not in NUM_DOFS:
+            raise ValueError(f"link {i} ({link.name}): joint must be one of {sorted(NUM_DOFS)}, got {link.joint}")
+        if link.joint == FREE and link.parent != -1:
+            raise ValueError(f"link {i} ({link.name}): a free joint must hang on the world, got parent {link.parent}")
+    for i, contact in enumerate(articulation.contacts):
+        if not 0 <= contact.link < len(articulation.links):
+            raise ValueError(f"contact {i}: link must be 0 .. {len(articulation.links) - 1}, got {contact.link}")

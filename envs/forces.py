@@ -1,0 +1,130 @@
+"""Wrenches on the links and what they mean for the joints: inertia, gravity, ground contact, springs, limits.
+
+Together these kernels are the recursive Newton-Euler algorithm with qdd = 0 (Featherstone 2008, section 5.3) plus the
+contact model of DFlex.  Wrenches are (moment about the reference point; force) in world axes.
+
+Ground contact is a penalty force on points sunk d > 0 below the plane y = 0, moving with velocity u:
+
+    normal      f_n = ke d + kd d max(-u_y, 0)            damping grows with depth and never pulls
+    friction    f_t = -u_t / |u_t| min(kf |u_t|, mu ke d)   viscous up to a Coulomb cone of the elastic part
+
+What is smoothed: the force is continuous at touch-down (both terms vanish with d) and at |u_t| = 0 (viscous branch).
+What is not differentiated: the choice of a branch (touching or not, sticking or sliding, inside or outside a limit);
+the force has a kink there and the gradient is the one of the branch taken.
+"""
+
+import warp as wp
+
+from envs.articulation import Model
+
+
+@wp.func
+def contact_wrench(model: Model, k: int, pose: wp.transform, twist: wp.spatial_vector):
+    """Wrench of the ground on contact point k of a link with this pose and twist."""
+    material = model.contact_material[k]
+    p = wp.transform_point(pose, model.contact_point[k]) - wp.vec3(0.0, model.contact_radius[k], 0.0)
+    depth = -p[1]
+    wrench = wp.spatial_vector()
+    if depth > 0.0:
+        u = wp.spatial_bottom(twist) + wp.cross(wp.spatial_top(twist), p)
+        u_t = wp.vec3(u[0], 0.0, u[2])
+        f_n = material[0] * depth + material[1] * depth * wp.max(-u[1], 0.0)
+        cone = material[3] * material[0] * depth
+        viscous = material[2]
+        slip = wp.length(u_t)
+        f_t = -viscous * u_t
+        if viscous * slip > cone:
+            f_t = -(cone / slip) * u_t
+        f = wp.vec3(f_t[0], f_n, f_t[2])
+        wrench = wp.spatial_vector(wp.cross(p, f), f)
+    return wrench
+
+
+@wp.func
+def ground_contact(model: Model, link: int, pose: wp.transform, twist: wp.spatial_vector):
+    total = wp.spatial_vector()
+    for k in range(model.contact_start[link], model.contact_start[link + 1]):
+        total += contact_wrench(model, k, pose, twist)
+    return total
+
+
+@wp.func
+def inertial_wrench(model: Model, link: int, pose: wp.transform, twist: wp.spatial_vector, bias: wp.spatial_vector):
+    """Newton-Euler about the centre of mass c, moved to the reference point: what must act on the link, less gravity."""
+    m = model.link_mass[link]
+    r = wp.transform_get_rotation(pose)
+    w = wp.spatial_top(twist)
+    c = wp.transform_point(pose, model.link_com[link])
+    v_c = wp.spatial_bottom(twist) + wp.cross(w, c)
+    # classical acceleration of the centre of mass from the spatial one: a_c = a + dw x c + w x v_c
+    dw = wp.spatial_top(bias)
+    a_c = wp.spatial_bottom(bias) + wp.cross(dw, c) + wp.cross(w, v_c)
+    force = m * (a_c - model.gravity)
+    # Euler's equation with the inertia in link axes: n_c = I dw + w x I w
+    w_link = wp.quat_rotate_inv(r, w)
+    inertia = model.link_inertia[link]
+    moment_link = inertia * wp.quat_rotate_inv(r, dw) + wp.cross(w_link, inertia * w_link)
+    return wp.spatial_vector(wp.quat_rotate(r, moment_link) + wp.cross(c, force), force)
+
+
+@wp.kernel
+def link_wrenches(
+    # Model:
+    model: Model,
+    # State in:
+    link_pose: wp.array2d[wp.transform],
+    link_twist: wp.array2d[wp.spatial_vector],
+    link_bias: wp.array2d[wp.spatial_vector],
+    # State out:
+    link_wrench: wp.array2d[wp.spatial_vector],
+):
+    env, i = wp.tid()
+    pose = link_pose[env, i]
+    twist = link_twist[env, i]
+    inertial = inertial_wrench(model, i, pose, twist, link_bias[env, i])
+    link_wrench[env, i] = inertial - ground_contact(model, i, pose, twist)
+
+
+@wp.func
+def sum_of_children(model: Model, tree_wrench: wp.array2d[wp.spatial_vector], env: int, link: int):
+    total = wp.spatial_vector()
+    for k in range(model.child_start[link], model.child_start[link + 1]):
+        total += tree_wrench[env, model.child[k]]
+    return total
+
+
+@wp.func
+def spring_damper_limit(model: Model, dof: int, q: float, qd: float):
+    """Passive torque of a joint with one degree of freedom."""
+    spring = -model.stiffness[dof] * (q - model.target[dof])
+    damper = -(model.damping[dof] + model.limit_damping[dof]) * qd
+    lower = model.limit_stiffness[dof] * wp.max(model.limit_lower[dof] - q, 0.0)
+    upper = model.limit_stiffness[dof] * wp.min(model.limit_upper[dof] - q, 0.0)
+    return spring + damper + lower + upper
+
+
+@wp.kernel
+def joint_forces(
+    # Model:
+    model: Model,
+    # State in:
+    joint_q: wp.array2d[float],
+    joint_qd: wp.array2d[float],
+    joint_act: wp.array2d[float],
+    motion_subspace: wp.array2d[wp.spatial_vector],
+    link_wrench: wp.array2d[wp.spatial_vector],
+    # State out:
+    tree_wrench: wp.array2d[wp.spatial_vector],
+    joint_tau: wp.array2d[float],
+):
+    env = wp.tid()
+    # leaves to root: what must act on the subtree of each link
+    for k in range(model.num_links):
+        i = model.num_links - 1 - k
+        tree_wrench[env, i] = link_wrench[env, i] + sum_of_children(model, tree_wrench, env, i)
+    # tau = -S . F_subtree + actuation + passive torque
+    for d in range(model.num_dofs):
+        tau = joint_act[env, d] - wp.spatial_dot(motion_subspace[env, d], tree_wrench[env, model.dof_link[d]])
+        if model.dof_q[d] >= 0:
+            tau += spring_damper_limit(model, d, joint_q[env, model.dof_q[d]], joint_qd[env, d])
+        joint_tau[env, d] = tau

@@ -1,0 +1,115 @@
+"""Where the links are and how they move: poses, motion subspaces, twists and bias accelerations, root to leaves.
+
+Everything is expressed in world axes about one reference point (the origin of `joint_q`), so nothing has to be
+transformed between links: a twist is the sum of the joint twists from the root to the link.  Spatial vectors are
+(angular; linear).  See Featherstone, Rigid Body Dynamics Algorithms, 2008, chapters 2 and 4.
+"""
+
+import warp as wp
+
+from envs.articulation import FREE, PRISMATIC, REVOLUTE, Model
+
+JOINT_PRISMATIC = wp.constant(PRISMATIC)
+JOINT_REVOLUTE = wp.constant(REVOLUTE)
+JOINT_FREE = wp.constant(FREE)
+
+
+@wp.func
+def motion_cross(v: wp.spatial_vector, m: wp.spatial_vector):
+    """v x m: the rate at which a motion vector m changes when it is carried along with twist v."""
+    w = wp.spatial_top(v)
+    return wp.spatial_vector(
+        wp.cross(w, wp.spatial_top(m)),
+        wp.cross(w, wp.spatial_bottom(m)) + wp.cross(wp.spatial_bottom(v), wp.spatial_top(m)),
+    )
+
+
+@wp.func
+def joint_transform(model: Model, link: int, joint_q: wp.array2d[float], env: int):
+    """Pose of the link in its joint frame."""
+    kind = model.joint_type[link]
+    start = model.q_start[link]
+    axis = model.joint_axis[link]
+    X = wp.transform_identity()
+    if kind == JOINT_PRISMATIC:
+        X = wp.transform(axis * joint_q[env, start], wp.quat_identity())
+    if kind == JOINT_REVOLUTE:
+        X = wp.transform(wp.vec3(), wp.quat_from_axis_angle(axis, joint_q[env, start]))
+    if kind == JOINT_FREE:
+        X = wp.transform(
+            wp.vec3(joint_q[env, start], joint_q[env, start + 1], joint_q[env, start + 2]),
+            wp.quat(joint_q[env, start + 3], joint_q[env, start + 4], joint_q[env, start + 5], joint_q[env, start + 6]),
+        )
+    return X
+
+
+@wp.func
+def motion_axis(kind: int, axis: wp.vec3, X_joint: wp.transform):
+    """Column of the motion subspace S of a joint with one degree of freedom."""
+    a = wp.transform_vector(X_joint, axis)
+    S = wp.spatial_vector(wp.vec3(), a)
+    if kind == JOINT_REVOLUTE:
+        S = wp.spatial_vector(a, wp.cross(wp.transform_get_translation(X_joint), a))
+    return S
+
+
+@wp.func
+def free_joint_twist(joint_qd: wp.array2d[float], env: int, start: int):
+    return wp.spatial_vector(
+        joint_qd[env, start],
+        joint_qd[env, start + 1],
+        joint_qd[env, start + 2],
+        joint_qd[env, start + 3],
+        joint_qd[env, start + 4],
+        joint_qd[env, start + 5],
+    )
+
+
+@wp.kernel
+def forward_kinematics(
+    # Model:
+    model: Model,
+    # State in:
+    joint_q: wp.array2d[float],
+    joint_qd: wp.array2d[float],
+    # State out:
+    link_pose: wp.array2d[wp.transform],
+    motion_subspace: wp.array2d[wp.spatial_vector],
+    link_twist: wp.array2d[wp.spatial_vector],
+    link_bias: wp.array2d[wp.spatial_vector],
+):
+    env = wp.tid()
+    for i in range(model.num_links):
+        parent = model.link_parent[i]
+        kind = model.joint_type[i]
+        dof = model.qd_start[i]
+        X_joint = model.joint_frame[i]
+        v = wp.spatial_vector()
+        a = wp.spatial_vector()
+        if parent >= 0:
+            X_joint = wp.transform_multiply(link_pose[env, parent], model.joint_frame[i])
+            v = link_twist[env, parent]
+            a = link_bias[env, parent]
+
+        # v_i = v_parent + S qd,   a_i = a_parent + v_i x S qd   (the part of the acceleration that does not need qdd)
+        v_joint = wp.spatial_vector()
+        if kind == JOINT_FREE:
+            v_joint = free_joint_twist(joint_qd, env, dof)
+            for k in range(6):
+                motion_subspace[env, dof + k] = unit_twist(k)
+        elif kind == JOINT_PRISMATIC or kind == JOINT_REVOLUTE:
+            S = motion_axis(kind, model.joint_axis[i], X_joint)
+            motion_subspace[env, dof] = S
+            v_joint = S * joint_qd[env, dof]
+        v_link = v + v_joint
+        link_pose[env, i] = wp.transform_multiply(X_joint, joint_transform(model, i, joint_q, env))
+        link_twist[env, i] = v_link
+        link_bias[env, i] = a + motion_cross(v_link, v_joint)
+
+
+@wp.func
+def unit_twist(k: int):
+    """Column k of the identity: the motion subspace of a free joint."""
+    return wp.spatial_vector(
+        wp.vec3(float(k == 0), float(k == 1), float(k == 2)), wp.vec3(float(k == 3), float(k == 4), float(k == 5))
+    )

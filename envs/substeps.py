@@ -1,0 +1,166 @@
+"""The substeps of one environment step as two graphs of kernel launches, forward and backward, on static buffers.
+
+A kernel's adjoint reads its inputs from memory again, so every substep has arrays of its own (`Intermediates`): with
+shared ones the adjoint of the first substep would silently use the values of the last.  The gradients of these values
+live for one substep only and share one set of buffers; the adjoint of each store leaves them at zero.
+
+The launches are captured once and replayed by one call, on the CPU as on CUDA.
+"""
+
+import torch
+import warp as wp
+
+from envs.articulation import Articulation, Model
+from envs.forces import joint_forces, link_wrenches
+from envs.integrate import symplectic_euler
+from envs.kinematics import forward_kinematics
+from envs.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
+
+
+class Intermediates:
+    """What one substep computes on its way: each value is written once."""
+
+    def __init__(self, allocate, num_dofs, num_links, rebuilds_mass_matrix):
+        self.link_pose = allocate("link_pose", wp.transform, num_links)
+        self.motion_subspace = allocate("motion_subspace", wp.spatial_vector, num_dofs)
+        self.link_twist = allocate("link_twist", wp.spatial_vector, num_links)
+        self.link_bias = allocate("link_bias", wp.spatial_vector, num_links)
+        self.link_wrench = allocate("link_wrench", wp.spatial_vector, num_links)
+        self.tree_wrench = allocate("tree_wrench", wp.spatial_vector, num_links)
+        self.joint_tau = allocate("joint_tau", float, num_dofs)
+        self.joint_qdd = allocate("joint_qdd", float, num_dofs)
+        if rebuilds_mass_matrix:
+            self.tree_moment = allocate("tree_moment", wp.vec3, num_links)
+            self.tree_inertia = allocate("tree_inertia", wp.mat33, num_links)
+            self.H = allocate("H", float, num_dofs, num_dofs)
+            self.factor = allocate("factor", float, num_dofs, num_dofs)
+
+
+class Substeps:
+    """A batch of environments: buffers for the states and intermediate values of all substeps, and the two graphs."""
+
+    def __init__(self, model: Model, articulation: Articulation, num_envs, dt, substeps, mass_matrix_interval):
+        self.model, self.num_envs = model, num_envs
+        self.num_dofs, self.num_links = articulation.num_dofs, len(articulation.links)
+        self.h, self.interval = dt / substeps, mass_matrix_interval
+        self.device = model.link_mass.device
+        self.grads = {}
+        self.q = [self._state(articulation.num_coords) for _ in range(substeps + 1)]
+        self.qd = [self._state(self.num_dofs) for _ in range(substeps + 1)]
+        self.act = self._state(self.num_dofs)
+        self.steps = [
+            Intermediates(self._allocate, self.num_dofs, self.num_links, s % self.interval == 0) for s in range(substeps)
+        ]
+        self.forward_graph = self._capture(self._forward_substep, range(substeps))
+        self.backward_graph = self._capture(self._backward_substep, reversed(range(substeps)))
+
+    def forward(self, joint_q, joint_qd, joint_act):
+        """(n, nq), (n, nv), (n, nv) -> the state after all substeps."""
+        self._run_forward(joint_q, joint_qd, joint_act)
+        return self.q[-1].tensor.clone(), self.qd[-1].tensor.clone()
+
+    def backward(self, joint_q, joint_qd, joint_act, grad_q, grad_qd):
+        """The vector-Jacobian product of `forward` at the same inputs."""
+        self._run_forward(joint_q, joint_qd, joint_act)
+        # adjoint kernels add to the gradients of their inputs and clear those of their outputs
+        for state in (self.q[0], self.qd[0], self.act):
+            state.grad_tensor.zero_()
+        self.q[-1].grad_tensor.copy_(grad_q)
+        self.qd[-1].grad_tensor.copy_(grad_qd)
+        self._replay(self.backward_graph)
+        return tuple(state.grad_tensor.clone() for state in (self.q[0], self.qd[0], self.act))
+
+    def _run_forward(self, joint_q, joint_qd, joint_act):
+        self.q[0].tensor.copy_(joint_q)
+        self.qd[0].tensor.copy_(joint_qd)
+        self.act.tensor.copy_(joint_act)
+        self._replay(self.forward_graph)
+
+    def _capture(self, stages_of_substep, order):
+        with wp.ScopedCapture(device=self.device) as capture:
+            for s in order:
+                stages_of_substep(s)
+        return capture.graph
+
+    def _replay(self, graph):
+        # on CUDA the graph must run on torch's stream, between the copies in and out
+        stream = wp.stream_from_torch(torch.cuda.current_stream()) if self.device.is_cuda else None
+        wp.capture_launch(graph, stream=stream)
+
+    def _state(self, width):
+        """A Warp array with a gradient, and torch's view of both."""
+        array = wp.zeros((self.num_envs, width), dtype=float, device=self.device)
+        array.grad = wp.zeros_like(array)
+        array.tensor, array.grad_tensor = wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad)
+        return array
+
+    def _allocate(self, name, dtype, *shape):
+        """An array of its own for the value, the shared buffer of that name for its gradient."""
+        array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.device)
+        if name not in self.grads:
+            self.grads[name] = wp.zeros_like(array)
+        array.grad = self.grads[name]
+        return array
+
+    def _kinematics_and_forces(self, s):
+        """The stages from the state to tau: (kernel, launch dimensions, inputs, outputs)."""
+        x, q, qd = self.steps[s], self.q[s], self.qd[s]
+        motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
+        wrench_inputs = [x.link_pose, x.link_twist, x.link_bias]
+        force_inputs = [q, qd, self.act, x.motion_subspace, x.link_wrench]
+        return [
+            (forward_kinematics, (), [q, qd], motion),
+            (link_wrenches, (self.num_links,), wrench_inputs, [x.link_wrench]),
+            (joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau]),
+        ]
+
+    def _mass_matrix(self, s):
+        x = self.steps[s]
+        return [
+            (composite_inertias, (), [x.link_pose], [x.tree_moment, x.tree_inertia]),
+            (mass_matrix, (self.num_dofs,), [x.motion_subspace, x.tree_moment, x.tree_inertia], [x.H]),
+        ]
+
+    def _integrate(self, s):
+        inputs = [self.h, self.q[s], self.qd[s], self.steps[s].joint_qdd]
+        return symplectic_euler, (self.num_links,), inputs, [self.q[s + 1], self.qd[s + 1]]
+
+    def _forward_substep(self, s):
+        x, factor = self.steps[s], self.steps[s - s % self.interval].factor
+        for stage in self._kinematics_and_forces(s):
+            self._launch(*stage)
+        if s % self.interval == 0:
+            for stage in self._mass_matrix(s):
+                self._launch(*stage)
+            self._launch(factorise, (), [x.H], [factor])
+        self._launch(solve, (), [factor, x.joint_tau], [x.joint_qdd])
+        self._launch(*self._integrate(s))
+
+    def _backward_substep(self, s):
+        x, rebuilt = self.steps[s], self.steps[s - s % self.interval]
+        grad_qdd, grad_tau = x.joint_qdd.grad, x.joint_tau.grad
+        self._adjoint(*self._integrate(s))
+        # the adjoint of H qdd = tau, see mass_matrix.py
+        self._launch(solve, (), [rebuilt.factor, grad_qdd], [grad_tau])
+        self._launch(solve_adjoint, (self.num_dofs,), [x.joint_qdd, grad_tau], [rebuilt.H.grad, grad_qdd])
+        if s % self.interval == 0:
+            for stage in reversed(self._mass_matrix(s)):
+                self._adjoint(*stage)
+        for stage in reversed(self._kinematics_and_forces(s)):
+            self._adjoint(*stage)
+
+    def _launch(self, kernel, dim, inputs, outputs):
+        wp.launch(kernel, (self.num_envs, *dim), [self.model, *inputs], outputs, device=self.device)
+
+    def _adjoint(self, kernel, dim, inputs, outputs):
+        """Propagates the gradients of a kernel's outputs to those of its inputs."""
+        wp.launch(
+            kernel,
+            (self.num_envs, *dim),
+            inputs=[self.model, *inputs],
+            outputs=outputs,
+            adj_inputs=[Model(), *(getattr(x, "grad", 0.0) for x in inputs)],
+            adj_outputs=[x.grad for x in outputs],
+            device=self.device,
+            adjoint=True,
+        )
