@@ -210,6 +210,13 @@ def log_ratio(u, mean, log_std, old_mean, old_log_std):
     return (0.5 * old_eps**2 - 0.5 * eps**2 + old_log_std - log_std).sum(-1)
 
 
+def regenerate(u, mean, log_std):
+    """The stored u as a function of the current policy: u = f_theta(eps_reg; s) with eps_reg = f_theta^-1(u; s)."""
+    # eps_reg is a constant (eq. 10): with a gradient through it u would not depend on theta at all
+    eps_reg = ((u - mean) / log_std.exp()).detach()
+    return mean + log_std.exp() * eps_reg
+
+
 def gaussian_kl(old_mean, old_log_std, mean, log_std):
     """KL(pi_old || pi_theta) in closed form, summed over action dimensions; tanh leaves it unchanged."""
     # sum_d log(sigma / sigma_old) + (sigma_old^2 + (mu_old - mu)^2) / (2 sigma^2) - 1/2
@@ -264,9 +271,7 @@ def rollout(env, actor, critic, normalizer, args):
 def policy_loss(actor, data, args):
     """The loss of one policy epoch on the full batch, and its diagnostics. data: flattened over time (H N, ...)."""
     mean, log_std = actor(data["obs"])
-    # eps_reg = f_theta^-1(a; s) = (u - mu) / sigma.  A constant: with a gradient u would not depend on theta at all.
-    eps_reg = ((data["u"] - mean) / log_std.exp()).detach()
-    u = mean + log_std.exp() * eps_reg  # equals the stored u, now as a function of theta
+    u = regenerate(data["u"], mean, log_std)
 
     # rho weighs a sample and decides whether it is kept; the gradient is only that of u (eq. 11), so both are constants
     with torch.no_grad():
