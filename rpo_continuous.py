@@ -30,6 +30,7 @@ import copy
 import csv
 import math
 import os
+import pickle
 import random
 import signal
 import sys
@@ -197,7 +198,8 @@ class ObsNormalizer(nn.Module):
 def squashed_entropy(mean, log_std):
     """Entropy of tanh(u), one sample per state, scaled so that 0 is the target -A/2 and 1 is A/2."""
     u = mean + log_std.exp() * torch.randn_like(mean)
-    # H = sum_d [ log sigma + (1 + log 2 pi)/2 + log(1 - tanh(u)^2) ],   log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
+    # H = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
+    # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
     gaussian = log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))
     entropy = (gaussian + 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))).sum(-1)
     target = 0.5 * mean.shape[-1]
@@ -225,16 +227,15 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std):
 
 
 def rollout(env, actor, critic, normalizer, args):
-    """H steps of every environment with a live graph. Returns the data (H, N, ...), detached, and the action gradients.
+    """H steps of every environment with a live graph.
 
-    The gradient with respect to u_t is the total one: it contains the effect of u_t on every later state *and* on the
-    actions that the policy takes there.
+    Returns the rollout as data (H, N, ...), the returns R (N,) and the actions u_t they depend on, with their graph,
+    and the return and length of every episode that ended.
     """
     frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 in epoch 1
     raw_obs = env.detach()  # the graph starts here: earlier rollouts belong to earlier gradients
     normalizer.update(raw_obs)
-    returns, discount = torch.zeros(len(raw_obs), device=raw_obs.device), torch.ones(len(raw_obs), device=raw_obs.device)
-    steps, episodes = [], []
+    returns, discount, steps, episodes = 0.0, 1.0, [], []
     for t in range(args.num_steps):
         obs = frozen(raw_obs)
         mean, log_std = actor(obs)
@@ -257,15 +258,20 @@ def rollout(env, actor, critic, normalizer, args):
         ended = infos["_episode"]
         episodes.append(torch.stack([infos["episode"]["r"][ended], infos["episode"]["l"][ended]], dim=1))
 
-    # grad_u R: the one backward pass through the simulator (BPTT).  The actions are inner nodes of the graph, not
-    # leaves, and only their gradients are asked for: the critic and the actor's weights are constants here.
-    start = time.time()
-    action_grads = torch.stack(torch.autograd.grad(returns.sum(), [step[1] for step in steps]))
-    backward_time = time.time() - start
-    # from here on the rollout is data: every later gradient path goes through the current policy only
     names = ("obs", "u", "mean", "log_std", "rewards", "next_values", "ends")
+    # as data the rollout has no gradient: every later gradient path goes through the current policy or critic only
     data = {name: torch.stack(column).detach() for name, column in zip(names, zip(*steps))}
-    return data | {"action_grads": action_grads}, torch.cat(episodes), backward_time
+    return data, returns, [u for _, u, *_ in steps], torch.cat(episodes).tolist()
+
+
+def action_gradients(returns, us):
+    """grad_u R (H, N, A): one backward pass through the simulator (BPTT), cached for all epochs.
+
+    The actions are inner nodes of the graph, so this is the total derivative: it contains the effect of u_t on every
+    later state and on the actions that the policy takes there.  Only these gradients are asked for; the weights of
+    the actor and the critics are constants here.
+    """
+    return torch.stack(torch.autograd.grad(returns.sum(), us))
 
 
 def policy_loss(actor, data, args):
@@ -351,113 +357,115 @@ def evaluate(actor, normalizer, args, device, deterministic):
     return results
 
 
+EVAL_TAGS = [
+    f"eval/{kind}{name}" for kind in ("", "deterministic_") for name in ("episodic_return", "return_std", "length")
+]
+
+
 def report_evaluation(actor, normalizer, args, device):
-    scores = {}
+    scores = []
     for kind in ("stochastic", "deterministic"):
         returns, lengths = evaluate(actor, normalizer, args, device, kind == "deterministic").unbind(1)
-        scores[kind] = returns.mean().item()
-        print(
-            f"eval {kind}: return {returns.mean():.1f} +- {returns.std(correction=0):.1f} "
-            f"(min {returns.min():.1f}, max {returns.max():.1f}), length {lengths.mean():.1f}, {len(returns)} episodes"
-        )
-    return scores
+        mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
+        extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
+        print(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
+        scores += [mean, std, length]
+    return dict(zip(EVAL_TAGS, scores))
 
 
-# Checkpoints, arguments and logs
+# Arguments, checkpoints and logs
+def usage_error(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """The command line, on top of the arguments in the checkpoint if one is given, on top of the task's defaults."""
+    args, state = tyro.cli(Args), None
+    if args.checkpoint:
+        try:
+            state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+            args = tyro.cli(Args, default=Args(**state["args"]))
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            usage_error(f"--checkpoint: expected a checkpoint.pt of this script, got {args.checkpoint!r} ({reason})")
+    elif args.eval_only:
+        usage_error("--eval-only: expected --checkpoint with the run to evaluate, got none")
+    for name, value in TASK_DEFAULTS[args.env_id].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    at_least = dict.fromkeys("num_envs num_steps num_minibatches update_epochs critic_epochs num_eval_envs".split(), 1)
+    at_least |= dict.fromkeys("kl_coef ent_coef clip_low clip_high gamma td_lambda eval_freq".split(), 0)
+    at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
+    at_least |= {"checkpoint_freq": 1, "surrogate_coef": 0, "total_timesteps": args.num_envs * args.num_steps}
+    at_most = {"gamma": 1, "td_lambda": 1, "num_minibatches": args.num_envs * args.num_steps}
+    for name, low in at_least.items():
+        high = at_most.get(name, math.inf)
+        if not low <= getattr(args, name) <= high:  # NaN fails too
+            usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
+    args.batch_size = args.num_envs * args.num_steps
+    args.minibatch_size = args.batch_size // args.num_minibatches
+    args.num_iterations = args.total_timesteps // args.batch_size
+    return args, state
+
+
+def create_run_dir(args):
+    stamp = int(time.time())
+    while os.path.exists(run_dir := f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"):
+        stamp += 1  # another run has started in the same second
+    os.makedirs(run_dir)
+    return run_dir
+
+
 def save_atomically(state, path):
     """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
     torch.save(state, path + ".tmp")
     os.replace(path + ".tmp", path)
 
 
-def load_checkpoint(path):
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        Args(**state["args"])
-    except Exception as error:
-        sys.exit(usage_error(f"--checkpoint: expected a checkpoint.pt of this script, could not read {path!r} ({error})"))
-    return state
-
-
-def usage_error(message):
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
-def parse_args():
-    """The command line on top of the checkpoint's arguments, if one is given, on top of the task's defaults."""
-    args = tyro.cli(Args)
-    state = load_checkpoint(args.checkpoint) if args.checkpoint else None
-    if state is not None:
-        args = tyro.cli(Args, default=Args(**state["args"]))
-    for name, value in TASK_DEFAULTS[args.env_id].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.batch_size = args.num_envs * args.num_steps
-    args.minibatch_size = args.batch_size // max(args.num_minibatches, 1)
-    args.num_iterations = args.total_timesteps // max(args.batch_size, 1)
-    at_least_one = ("num_envs", "num_steps", "num_minibatches", "update_epochs", "critic_epochs", "num_eval_envs")
-    positive = ("learning_rate", "critic_learning_rate", "final_learning_rate", "max_grad_norm", "checkpoint_freq")
-    bounds = {name: (1, math.inf) for name in at_least_one} | {name: (1e-12, math.inf) for name in positive}
-    bounds |= {"gamma": (0, 1), "td_lambda": (0, 1), "total_timesteps": (args.batch_size, math.inf)}
-    bounds |= {name: (0, math.inf) for name in ("kl_coef", "ent_coef", "clip_low", "clip_high", "eval_freq")}
-    for name, (low, high) in bounds.items():
-        if not low <= getattr(args, name) <= high:
-            flag = "--" + name.replace("_", "-")
-            sys.exit(usage_error(f"{flag}: expected a value from {low} to {high}, got {getattr(args, name)}"))
-    if args.minibatch_size == 0:
-        sys.exit(usage_error(f"--num-minibatches: expected at most {args.batch_size}, got {args.num_minibatches}"))
-    if args.eval_only and state is None:
-        sys.exit(usage_error("--eval-only: expected --checkpoint with the run to evaluate, got none"))
-    return args, state
-
-
-def create_run_dir(args):
-    stamp = int(time.time())
-    while True:  # a run that started in the same second has taken the name
-        try:
-            os.makedirs(f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}")
-            return f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"
-        except FileExistsError:
-            stamp += 1
-
-
 class Logger:
-    """TensorBoard events and metrics.csv (one line per iteration, columns named by the last part of the tag)."""
+    """TensorBoard events, and metrics.csv with a line per iteration and one per evaluation."""
 
     def __init__(self, run_dir, args, global_step):
-        self.writer = SummaryWriter(run_dir, purge_step=global_step + 1 if global_step else None)
+        self.writer = SummaryWriter(run_dir, purge_step=global_step + 1)
         table = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
         self.writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        self.path, self.columns = os.path.join(run_dir, "metrics.csv"), None
-        # a resumed run does again what came after its checkpoint
-        lines = list(csv.reader(open(self.path))) if os.path.exists(self.path) else []
-        if lines:
-            self.columns = lines[0]
-            lines = lines[:1] + [line for line in lines[1:] if line[-1:] and int(line[0]) <= global_step]
-        with open(self.path, "w", newline="") as file:
-            csv.writer(file).writerows(lines)
+        self.path, self.columns, rows = os.path.join(run_dir, "metrics.csv"), None, []
+        if os.path.exists(self.path):  # a resumed run does again what came after its checkpoint
+            with open(self.path, newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = reader.fieldnames
+                rows = [row for row in reader if int(row["global_step"]) <= global_step]
+            self._append(rows, mode="w")
 
     def write(self, global_step, wall, metrics):
+        row = {"global_step": str(global_step), "wall_s": f"{wall:.2f}"}
         for tag, value in metrics.items():
             self.writer.add_scalar(tag, value, global_step)
-        row = {"global_step": global_step, "wall_s": round(wall, 2)}
-        row |= {tag.split("/")[1] if tag[:5] != "time/" else "time_" + tag[5:]: f"{v:.7g}" for tag, v in metrics.items()}
-        with open(self.path, "a", newline="") as file:
-            if self.columns is None:
-                self.columns = list(row)
-                csv.writer(file).writerow(self.columns)
-            csv.writer(file).writerow([row[name] for name in self.columns])
+            row[self._column(tag)] = f"{value:.7g}"
+        self.columns = self.columns or [*row, *map(self._column, EVAL_TAGS)]
+        self._append([row], mode="a")
+
+    def _append(self, rows, mode):
+        with open(self.path, mode, newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def _column(self, tag):
+        return tag.replace("charts/", "").replace("losses/", "").replace("/", "_")
 
 
 def print_progress(args, global_step, metrics):
-    seconds = (args.total_timesteps - global_step) / max(metrics["charts/SPS"], 1e-9)
+    seconds = int((args.total_timesteps - global_step) / metrics["charts/SPS"])
     line = (
         f"step {global_step:,}/{args.total_timesteps:,} ({100 * global_step / args.total_timesteps:.0f} %)  "
-        f"SPS {metrics['charts/SPS']:,.0f}  ETA {int(seconds) // 60}:{int(seconds) % 60:02d}  "
+        f"SPS {metrics['charts/SPS']:,.0f}  ETA {seconds // 60}:{seconds % 60:02d}  "
         f"return {metrics['charts/episodic_return']:.1f}  length {metrics['charts/episodic_length']:.0f}"
     )
-    print("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
+    terminal = sys.stdout.isatty()
+    print("\r\033[K" + line if terminal else line, end="" if terminal else "\n", flush=True)
 
 
 def main():
@@ -472,64 +480,54 @@ def main():
     torch.backends.cudnn.deterministic = args.torch_deterministic
 
     # env setup
-    print(f"{args.env_id} on {device}; the simulator's kernels are compiled on the first start (about a minute)")
+    print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
     env = envs.make(args.env_id, num_envs=args.num_envs, device=device, seed=args.seed)
     env.reset()
-    num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
 
     # agent setup
+    num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     actor_optimizer = Optimizer("actor", actor, args.learning_rate, args.max_grad_norm)
     critic_optimizer = Optimizer("critic", critic, args.critic_learning_rate, args.max_grad_norm)
-    saved = {"actor": actor, "critic": critic, "normalizer": normalizer, "env": env}
-    saved |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
-    iteration = global_step = 0
-    wall_before, finished_episodes = 0.0, deque(maxlen=100)
+    iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
+    saved = {"actor": actor, "critic": critic, "normalizer": normalizer}
+    saved |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer, "env": env}
 
     if state is not None:
-        if args.eval_only:
-            saved = {"actor": actor, "normalizer": normalizer}
         try:
-            for name, module in saved.items():
-                module.load_state_dict(state[name])
+            for name in ("actor", "normalizer") if args.eval_only else saved:
+                saved[name].load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            return usage_error(f"--checkpoint: expected one of {args.env_id} with {args.num_envs} environments: {error}")
+            usage_error(f"--checkpoint: expected one of {args.env_id} with {args.num_envs} environments ({error})")
         if args.eval_only:
             report_evaluation(actor, normalizer, args, device)
             return 0
         torch.set_rng_state(state["rng"])
-        if device.type == "cuda" and state["cuda_rng"] is not None:
+        if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
-        finished_episodes.extend(state["episodes"])
-    run_dir = os.path.dirname(os.path.abspath(args.checkpoint)) if args.checkpoint else create_run_dir(args)
+        finished_episodes.extend(state["finished_episodes"])
+    run_dir = os.path.dirname(args.checkpoint) or "." if args.checkpoint else create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    run_name = os.path.basename(run_dir)
     if args.track:
         import wandb
 
-        wandb.init(
-            project=args.wandb_project_name,
-            entity=args.wandb_entity,
-            sync_tensorboard=True,
-            config=asdict(args),
-            name=run_name,
-            save_code=True,
-        )
+        options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
+        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
     logger = Logger(run_dir, args, global_step)
     print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
-    print(f"run folder {os.path.relpath(run_dir)}")
+    print(f"run folder {run_dir}", flush=True)
+
+    def wall():
+        return wall_before + time.time() - start_time
 
     def save_checkpoint():
         state = {name: module.state_dict() for name, module in saved.items()}
         state |= {"args": asdict(args), "iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        state |= {"rng": torch.get_rng_state(), "episodes": list(finished_episodes)}
+        state |= {"rng": torch.get_rng_state(), "finished_episodes": list(finished_episodes)}
         state["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
         save_atomically(state, checkpoint_path)
-
-    def wall():
-        return wall_before + time.time() - start_time
 
     # the first Ctrl-C or SIGTERM lets the iteration finish, the second ends the process at once
     received = []
@@ -546,100 +544,97 @@ def main():
     start_time, start_step = time.time(), global_step
     try:
         while iteration < args.num_iterations and not received:
-            # learning rates: lr_k = lr (lr_end / lr)^(k / K)
+            # lr_k = lr (lr_end / lr)^(k / K)
             fraction = iteration / args.num_iterations if args.anneal_lr else 0.0
             for optimizer, lr in ((actor_optimizer, args.learning_rate), (critic_optimizer, args.critic_learning_rate)):
                 optimizer.adam.param_groups[0]["lr"] = lr * (args.final_learning_rate / lr) ** fraction
 
-            # ALGO LOGIC: collect a rollout and cache the gradient of the return with respect to every action
+            # ALGO LOGIC: collect a rollout, and the gradient of its return with respect to every action
             time_0 = time.time()
-            data, episodes, backward_time = rollout(env, actor, critic, normalizer, args)
-            finished_episodes.extend(episodes.tolist()[-100:])
-            finite = data["action_grads"].isfinite().all(-1, keepdim=True)
-            data["action_grads"] = torch.where(finite, data["action_grads"], 0.0)  # dropped and counted below
+            data, returns, us, episodes = rollout(env, actor, critic, normalizer, args)
+            finished_episodes.extend(episodes)
+            time_1 = time.time()
+            action_grads = action_gradients(returns, us)
+            del returns, us  # and with them the graph
+            finite = action_grads.isfinite().all(-1, keepdim=True)
+            data["action_grads"] = torch.where(finite, action_grads, 0.0)  # the others are dropped and counted below
             targets = td_lambda_targets(data["rewards"], data["next_values"], data["ends"], args.gamma, args.td_lambda)
 
             # flatten the batch
-            b_data = {name: x.flatten(0, 1) for name, x in data.items()}
-            b_targets = targets.flatten()
+            b_data, b_targets = {name: x.flatten(0, 1) for name, x in data.items()}, targets.flatten()
 
             # ALGO LOGIC: M policy epochs on the same rollout
-            time_1 = time.time()
+            time_2 = time.time()
             policy_stats = []
             for _ in range(args.update_epochs):
                 loss, stats = policy_loss(actor, b_data, args)
                 norm = actor_optimizer.step(loss)
-                ratio, keep = stats["ratio"], stats["keep"].float()
-                policy_stats.append([norm, keep.mean().item(), ratio.max().item(), stats["entropy"].item()])
-            with torch.no_grad():  # a measurement: how far the policy has moved
-                kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
+                kept, ratio_max = stats["keep"].float().mean().item(), stats["ratio"].max().item()
+                policy_stats.append([norm, kept, ratio_max, stats["entropy"].item()])
+            with torch.no_grad():  # only a measurement: how far the policy has moved
+                approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
 
             # ALGO LOGIC: L passes of the critics towards the fixed targets
-            time_2 = time.time()
-            value_losses, critic_norms = [], []
+            time_3 = time.time()
+            v_losses, critic_norms = [], []
             for _ in range(args.critic_epochs):
                 for mb_inds in torch.randperm(args.batch_size, device=device).split(args.minibatch_size):
                     v_loss = ((critic(b_data["obs"][mb_inds]) - b_targets[mb_inds, None]) ** 2).mean()
                     critic_norms.append(critic_optimizer.step(v_loss))
-                    value_losses.append(v_loss.item())
-            time_3 = time.time()
-            iteration, global_step = iteration + 1, global_step + args.batch_size
+                    v_losses.append(v_loss.item())
 
             # TRY NOT TO MODIFY: execute the game and log data
+            time_4 = time.time()
+            iteration, global_step = iteration + 1, global_step + args.batch_size
             norms, kept, ratio_max, entropies = np.array(policy_stats).T
             mean_return, mean_length = np.mean(finished_episodes, axis=0) if finished_episodes else (math.nan, math.nan)
+            reused = slice(1, None) if args.update_epochs > 1 else slice(None)  # the first epoch keeps everything
             metrics = {
                 "charts/episodic_return": mean_return,
                 "charts/episodic_length": mean_length,
                 "charts/SPS": (global_step - start_step) / (time.time() - start_time),
                 "charts/learning_rate": actor_optimizer.adam.param_groups[0]["lr"],
                 "charts/diverged": env.diverged.item(),
-                "losses/value_loss": np.mean(value_losses),
-                "losses/explained_variance": 1.0 - np.mean(value_losses) / targets.var().item(),
+                "losses/value_loss": np.mean(v_losses),
+                "losses/explained_variance": 1.0 - np.mean(v_losses[-args.num_minibatches :]) / targets.var().item(),
                 "losses/entropy": entropies[0],
-                "losses/approx_kl": kl,
+                "losses/approx_kl": approx_kl,
                 "losses/clipfrac": 1.0 - kept.mean(),
-                "losses/effective_sample_ratio": kept[1:].mean() if len(kept) > 1 else 1.0,
-                "losses/ratio_max": ratio_max[1:].mean() if len(kept) > 1 else 1.0,
-                "losses/actor_grad_norm": np.mean(norms),
+                "losses/effective_sample_ratio": kept[reused].mean(),
+                "losses/ratio_max": ratio_max[reused].mean(),
+                "losses/actor_grad_norm": norms.mean(),
                 "losses/critic_grad_norm": np.mean(critic_norms),
                 "losses/action_grad_norm": data["action_grads"].norm(dim=-1).mean().item(),
                 "losses/nonfinite_action_grads": (~finite).sum().item(),
                 "losses/skipped_updates": actor_optimizer.skipped + critic_optimizer.skipped,
-                "time/rollout": time_1 - time_0 - backward_time,
-                "time/backward": backward_time,
-                "time/actor": time_2 - time_1,
-                "time/critic": time_3 - time_2,
+                "time/rollout": time_1 - time_0,
+                "time/backward": time_2 - time_1,
+                "time/actor": time_3 - time_2,
+                "time/critic": time_4 - time_3,
             }
-            if args.eval_freq and iteration % args.eval_freq == 0:
-                scores = report_evaluation(actor, normalizer, args, device)
-                logger.writer.add_scalar("eval/episodic_return", scores["stochastic"], global_step)
-                logger.writer.add_scalar("eval/episodic_return_deterministic", scores["deterministic"], global_step)
-            logger.write(global_step, wall(), metrics)
             print_progress(args, global_step, metrics)
+            if args.eval_freq and iteration % args.eval_freq == 0:
+                metrics |= report_evaluation(actor, normalizer, args, device)
+            logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
     except (TrainingFailed, ValueError) as error:
         print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
         return 1
+
     print()
     save_checkpoint()
     if received:
-        logger.writer.close()
-        print(f"resume with: python {os.path.basename(__file__)} --checkpoint {os.path.relpath(checkpoint_path)}")
-        return 128 + received[0]
-
-    # evaluation
-    scores = report_evaluation(actor, normalizer, args, device)
-    logger.writer.add_scalar("eval/episodic_return", scores["stochastic"], global_step)
-    logger.writer.add_scalar("eval/episodic_return_deterministic", scores["deterministic"], global_step)
-    if args.save_model:
-        model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
-        save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
-    print(f"done: {global_step:,} steps in {wall():.0f} s, run folder {os.path.relpath(run_dir)}")
+        print(f"resume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+    else:
+        logger.write(global_step, wall(), report_evaluation(actor, normalizer, args, device))
+        if args.save_model:
+            model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
+            save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
+        print(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
     logger.writer.close()
     env.close()
-    return 0
+    return 128 + received[0] if received else 0
 
 
 if __name__ == "__main__":

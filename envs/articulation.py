@@ -26,7 +26,7 @@ IDENTITY = (0.0, 0.0, 0.0, 1.0)
 
 @dataclass
 class Link:
-    """A rigid body and the joint that holds it. Lengths in m, masses in kg, angles in rad, frames are the link's own."""
+    """A rigid body and the joint that holds it. Lengths in m, masses in kg, angles in rad, vectors in its frame."""
 
     name: str
     parent: int
@@ -108,8 +108,8 @@ class Model:
     # per degree of freedom
     dof_link: wp.array[int]
     dof_q: wp.array[int]  # its coordinate; -1 for those of a free joint, which have no spring and no damper
-    ancestor_start: wp.array[int]  # the dofs between dof i and the root, nearest first: ancestor[ancestor_start[i] : ...]
-    ancestor: wp.array[int]
+    ancestor_start: wp.array[int]  # the dofs between dof i and the root, nearest first, are
+    ancestor: wp.array[int]  # ancestor[ancestor_start[i] : ancestor_start[i + 1]]
     armature: wp.array[float]
     stiffness: wp.array[float]
     damping: wp.array[float]
@@ -194,7 +194,7 @@ def _contact_columns(articulation):
 
 
 def _ancestors(links, owners, dof):
-    """The dofs on the way from `dof` to the root, nearest first; within one joint the later dofs hang on the earlier."""
+    """The dofs on the way from `dof` to the root, nearest first; within one joint the later hang on the earlier."""
     link = owners[dof]
     chain = [other for other in range(dof) if owners[other] == link][::-1]
     while links[link].parent >= 0:

@@ -50,7 +50,7 @@ def ground_contact(model: Model, link: int, pose: wp.transform, twist: wp.spatia
 
 @wp.func
 def inertial_wrench(model: Model, link: int, pose: wp.transform, twist: wp.spatial_vector, bias: wp.spatial_vector):
-    """Newton-Euler about the centre of mass c, moved to the reference point: what must act on the link, less gravity."""
+    """What must act on the link, less gravity: Newton-Euler about the centre of mass, moved to the reference point."""
     m = model.link_mass[link]
     r = wp.transform_get_rotation(pose)
     w = wp.spatial_top(twist)

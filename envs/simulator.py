@@ -32,7 +32,7 @@ class Simulator:
 
     dt: duration of one environment step in s, divided into `substeps`.
     mass_matrix_interval: the mass matrix is rebuilt at substeps 0, k, 2k, ... of each environment step.
-    device: "cpu" or "cuda"; on the CPU the environments are split among `num_threads` threads (default: torch's number).
+    device: "cpu" or "cuda". On the CPU the environments are split among `num_threads` threads, by default torch's.
     """
 
     def __init__(self, articulation, num_envs, dt, substeps, mass_matrix_interval, device="cpu", num_threads=None):

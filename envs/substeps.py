@@ -49,7 +49,8 @@ class Substeps:
         self.qd = [self._state(self.num_dofs) for _ in range(substeps + 1)]
         self.act = self._state(self.num_dofs)
         self.steps = [
-            Intermediates(self._allocate, self.num_dofs, self.num_links, s % self.interval == 0) for s in range(substeps)
+            Intermediates(self._allocate, self.num_dofs, self.num_links, s % self.interval == 0)
+            for s in range(substeps)
         ]
         self.forward_graph = self._capture(self._forward_substep, range(substeps))
         self.backward_graph = self._capture(self._backward_substep, reversed(range(substeps)))

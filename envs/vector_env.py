@@ -22,9 +22,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     num_threads: of the simulator on the CPU (default: torch's number of threads).
     """
 
-    def __init__(
-        self, num_envs, device="cpu", seed=1, max_episode_steps=None, stochastic_reset=True, num_threads=None
-    ):
+    def __init__(self, num_envs, device="cpu", seed=1, max_episode_steps=None, stochastic_reset=True, num_threads=None):
         _check_positive("num_envs", num_envs)
         self.num_envs = num_envs
         self.device = torch.device(device)

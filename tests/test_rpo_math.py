@@ -1,4 +1,4 @@
-"""The algorithm of rpo_continuous.py on a toy with known answers: no simulator. Float64 unless a test says otherwise."""
+"""The algorithm of rpo_continuous.py on toys with known answers, without a simulator; float64 unless said otherwise."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ def make_args(**changes):
 
 
 class ToyEnv:
-    """s' = tanh(A s + B a), r = -|s'|^2 + 0.3 s'_1 - 0.05 |a|^2. Env 0 falls at t = 1, env 3 runs out of time at t = 2."""
+    """s' = tanh(A s + B a), r = -|s'|^2 + 0.3 s'_1 - 0.05 |a|^2; env 0 falls at t = 1, env 3 times out at t = 2."""
 
     def __init__(self, ends=((1, 0, "terminated"), (2, 3, "truncated")), num_envs=N):
         generator = torch.Generator().manual_seed(0)
@@ -73,8 +73,13 @@ def toy_policy():
 
 def collect(actor, normalizer, args, env=None, critic=critic):
     torch.manual_seed(7)
-    data, *_ = rpo.rollout(env or ToyEnv(), actor, critic, copy.deepcopy(normalizer), args)
-    return data
+    return run(env or ToyEnv(), actor, critic, copy.deepcopy(normalizer), args)
+
+
+def run(*rollout_arguments):
+    """The rollout's data with the cached gradients, as the main loop makes them."""
+    data, returns, us, _ = rpo.rollout(*rollout_arguments)
+    return data | {"action_grads": rpo.action_gradients(returns, us)}
 
 
 def flatten(data):
@@ -92,7 +97,9 @@ def relative(x, y):
 
 def normalised_entropy(mean, log_std, noise):
     sample = mean + log_std.exp() * noise
-    log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(sample) - torch.log1p(-torch.tanh(sample) ** 2)
+    log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(sample) - torch.log1p(
+        -(torch.tanh(sample) ** 2)
+    )
     # the sampled quadratic term in place of its mean, 1/2 per dimension
     entropy = (-log_prob + 0.5 - 0.5 * noise**2).sum(-1)
     return (entropy + 1.0) / 2.0  # A = 2: the target is -1
@@ -198,12 +205,14 @@ class Identity(torch.nn.Module):
         pass
 
 
-@pytest.mark.parametrize("curvature, expected, dkappa", [(0.0, (-0.6125, -0.225), 0.725), (2.0, (-1.0175, -1.035), 1.535)])
+@pytest.mark.parametrize(
+    "curvature, expected, dkappa", [(0.0, (-0.6125, -0.225), 0.725), (2.0, (-1.0175, -1.035), 1.535)]
+)
 def test_two_steps_by_hand(curvature, expected, dkappa):  # M1b
     # closed loop, V(s) = -curvature s^2: dR/da_0 contains that a_1 = -kappa s_1 answers to a_0 (open loop: -0.725)
     args = make_args(num_steps=2)
     policy = LinearPolicy()
-    data, *_ = rpo.rollout(ChainEnv(), policy, lambda s: -curvature * torch.cat([s, s], -1) ** 2, Identity(), args)
+    data = run(ChainEnv(), policy, lambda s: -curvature * torch.cat([s, s], -1) ** 2, Identity(), args)
     assert torch.allclose(data["action_grads"].flatten(), torch.tensor(expected), atol=1e-9)
     # sum_t (du_t / dkappa) grad_t = dR / dkappa with du_t / dkappa = -s_t
     assert -(data["obs"] * data["action_grads"]).sum().item() == pytest.approx(dkappa, abs=1e-9)
@@ -219,7 +228,8 @@ def test_soft_return_and_direct_entropy_make_sapo():  # M2
     sapo = gradient(-total / (H * N), actor)
     assert relative(cached + gradient(-alpha * direct / (H * N), actor), sapo) < 1e-10
     assert relative(cached, sapo) > 0.05  # the direct term is not small change
-    assert torch.allclose(data["rewards"], collect(actor, normalizer, make_args())["rewards"] + alpha * soft_bonus(data))
+    plain = collect(actor, normalizer, make_args())["rewards"]
+    assert torch.allclose(data["rewards"], plain + alpha * soft_bonus(data))
 
 
 def soft_bonus(data):
@@ -375,7 +385,7 @@ def test_entropy():  # M8
     torch.manual_seed(3)
     u = mean + log_std.exp() * torch.randn_like(mean)
     normal = torch.distributions.Normal(mean, log_std.exp())
-    sampled = -(normal.log_prob(u) - torch.log1p(-torch.tanh(u) ** 2)).sum(-1)
+    sampled = -(normal.log_prob(u) - torch.log1p(-(torch.tanh(u) ** 2))).sum(-1)
     for a, b in zip(torch.autograd.grad(2.0 * ours, [mean, log_std]), torch.autograd.grad(sampled, [mean, log_std])):
         assert torch.allclose(a, b, atol=1e-10)
     # a policy that is nearly uniform on the cube has entropy A log 2, normalised (A log 2 + A/2) / A
@@ -416,7 +426,7 @@ def test_termination_has_no_value_and_a_time_out_has():  # M15
     env = ToyEnv()
     env.step = without_rewards(env.step)
     torch.manual_seed(7)
-    data, *_ = rpo.rollout(env, actor, lambda s: 1000.0 + 0.0 * torch.cat([s, s], -1)[..., :2], normalizer, make_args())
+    data = run(env, actor, lambda s: 1000.0 + 0.0 * torch.cat([s, s], -1)[..., :2], normalizer, make_args())
     assert data["next_values"][1, 0] == 0.0 and data["next_values"][2, 3] == 1000.0
     assert data["next_values"].sum() == 1000.0 * (H * N - 1)
     targets = rpo.td_lambda_targets(data["rewards"], data["next_values"], data["ends"], GAMMA, 1.0)
@@ -473,7 +483,7 @@ def test_no_gradient_crosses_from_one_rollout_to_the_next():  # M16
     actor, normalizer = toy_policy()
     env = ToyEnv(ends=())
     torch.manual_seed(7)
-    rpo.rollout(env, actor, critic, copy.deepcopy(normalizer), make_args())
+    run(env, actor, critic, copy.deepcopy(normalizer), make_args())
     assert env.state.requires_grad
     fresh = ToyEnv(ends=())
     fresh.state = env.state.detach().clone()
@@ -502,7 +512,7 @@ def test_rollout_normalises_with_statistics_from_before_it():
     actor, normalizer = toy_policy()
     live = copy.deepcopy(normalizer)
     torch.manual_seed(7)
-    data, *_ = rpo.rollout(ToyEnv(), actor, critic, live, make_args())
+    data = run(ToyEnv(), actor, critic, live, make_args())
     assert torch.equal(data["obs"][0], normalizer(ToyEnv().state))
     assert live.count == normalizer.count + (H + 1) * N
 

@@ -124,7 +124,9 @@ def standing_state(slip):
     return torch.tensor([q + [slip, -0.1, 0.0, 0.0, 0.0, 0.0] + [0.0, 0.0, 0.0]])
 
 
-@pytest.mark.parametrize("point", (flying_state(), standing_state(0.005), standing_state(1.0)), ids="air stick slide".split())
+@pytest.mark.parametrize(
+    "point", (flying_state(), standing_state(0.005), standing_state(1.0)), ids=("air", "stick", "slide")
+)
 def test_jacobian_of_one_step_matches_central_differences(point):
     env = make_hopper(4, num_envs=1)
     x = point.clone().requires_grad_()

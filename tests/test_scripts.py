@@ -1,0 +1,234 @@
+"""The script as a user runs it: whole runs with tiny sizes, resume, kill, signals, bad flags, bad numbers."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TINY = "--num-envs 8 --num-steps 4 --update-epochs 2 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
+# one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def start(cwd, *flags, code=None):
+    command = [sys.executable, *(["-c", code] if code else [str(ROOT / "rpo_continuous.py")]), *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def run(cwd, *flags, expect=0, code=None):
+    process = start(cwd, *flags, code=code)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == expect, output
+    return output
+
+
+def run_dir(cwd):
+    (folder,) = (Path(cwd) / "runs").iterdir()
+    return folder
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_training(a, b):
+    """Bit-identical networks, optimisers, normaliser, environment and random state."""
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (a, b)]
+    assert states[0]["global_step"] == states[1]["global_step"]
+
+    def compare(x, y, name):
+        if isinstance(x, dict):
+            assert x.keys() == y.keys(), name
+            for key in x:
+                compare(x[key], y[key], f"{name}/{key}")
+        elif isinstance(x, list):
+            assert len(x) == len(y), name
+            for k, (left, right) in enumerate(zip(x, y)):
+                compare(left, right, f"{name}/{k}")
+        else:
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
+
+    for name in ("actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "env", "rng"):
+        compare(states[0][name], states[1][name], name)
+    clocks = {"wall_s", "SPS", "time_rollout", "time_backward", "time_actor", "time_critic"}
+    lines = [[{k: v for k, v in row.items() if k not in clocks} for row in metrics(folder)] for folder in (a, b)]
+    assert lines[0] == lines[1]
+
+
+def test_a_whole_run(tmp_path):
+    flags = [*TINY, "--total-timesteps", 320, "--eval-freq", 5, "--save-model", "--seed", 3]
+    output = run(tmp_path, *flags)
+    folder = run_dir(tmp_path)
+    assert re.fullmatch(r"hopper__rpo_continuous__3__\d+", folder.name)
+    assert output.count("eval stochastic: return") == 3 and output.count("eval deterministic: return") == 3
+    assert "step 320/320 (100 %)" in output and "ent_coef: 0.25" in output and "kl_coef: 0.2" in output
+    rows = metrics(folder)
+    assert [int(row["global_step"]) for row in rows] == [*range(32, 321, 32), 320]
+    assert rows[-1]["eval_episodic_return"] and rows[4]["eval_episodic_return"] and not rows[0]["eval_episodic_return"]
+    assert float(rows[0]["learning_rate"]) == pytest.approx(5e-4)
+    assert float(rows[9]["learning_rate"]) == pytest.approx(5e-4 * 0.02**0.9)
+    assert list(folder.glob("events.out.tfevents.*"))
+    model = torch.load(folder / "rpo_continuous.cleanrl_model", weights_only=True)
+    assert model["normalizer"]["count"] == 1 + 10 * 5 * 8
+
+    # --eval-only on the checkpoint repeats the final evaluation to the digit
+    again = run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only")
+    evaluations = [[line for line in text.splitlines() if line.startswith("eval")] for text in (output, again)]
+    assert evaluations[1] == evaluations[0][-2:]
+    assert run_dir(tmp_path) == folder
+
+
+def test_tensorboard_tags(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, *TINY, "--total-timesteps", 64)
+    events = EventAccumulator(str(run_dir(tmp_path)))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    expected = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
+        losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance losses/ratio_max
+        losses/actor_grad_norm losses/effective_sample_ratio time/rollout time/backward time/actor time/critic
+        eval/episodic_return"""
+    assert set(expected.split()) <= tags
+    assert "hyperparameters/text_summary" in events.Tags()["tensors"]
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path):
+    folders = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, *TINY, "--total-timesteps", 96, "--seed", seed)
+        folders.append(run_dir(tmp_path / name))
+    assert_same_training(folders[0], folders[1])
+    with pytest.raises(AssertionError):
+        assert_same_training(folders[0], folders[2])
+
+
+def wait_for_checkpoint(process, folder, iterations):
+    """Until the run has written a checkpoint and gone on for at least one more iteration."""
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        folders = list((Path(folder) / "runs").glob("*")) if (Path(folder) / "runs").exists() else []
+        if folders and (folders[0] / "checkpoint.pt").exists() and len(metrics(folders[0])) > iterations:
+            return folders[0]
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint within two minutes")
+
+
+def test_kill_and_resume_is_bit_identical(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    flags = [*TINY, "--total-timesteps", 32 * 60, "--checkpoint-freq", 4]
+    run(tmp_path / "whole", *flags)
+    process = start(tmp_path / "killed", *flags)
+    folder = wait_for_checkpoint(process, tmp_path / "killed", 4)
+    process.kill()
+    process.communicate()
+    killed_at = len(metrics(folder))
+    assert 4 < killed_at < 60
+    run(tmp_path / "killed", "--checkpoint", folder / "checkpoint.pt")
+    assert_same_training(run_dir(tmp_path / "whole"), folder)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_a_checkpoint_and_say_how_to_go_on(tmp_path, number, code):
+    process = start(tmp_path, *TINY, "--total-timesteps", 10_000_000, "--checkpoint-freq", 2)
+    folder = wait_for_checkpoint(process, tmp_path, 2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    command = re.search(r"resume with: python rpo_continuous.py --checkpoint (\S+)", output).group(1)
+    assert (tmp_path / command) == folder / "checkpoint.pt"
+    state = torch.load(tmp_path / command, weights_only=True)
+    assert state["global_step"] == int(metrics(folder)[-1]["global_step"])
+    # the command works, and an explicit flag wins over the saved one
+    output = run(tmp_path, "--checkpoint", command, "--total-timesteps", state["global_step"] + 32)
+    assert "done" in output and f"step {state['global_step'] + 32:,}/" in output
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--env-id hoper", ["env-id", "hoper", "hopper"]),
+        ("--no-such-flag 1", ["no-such-flag"]),
+        ("--seed one", ["seed", "one"]),
+        ("--num-envs 0", ["--num-envs", "expected 1", "got 0"]),
+        ("--gamma 1.5", ["--gamma", "0 to 1", "got 1.5"]),
+        ("--kl-coef nan", ["--kl-coef", "expected 0", "got nan"]),
+        ("--num-minibatches 1000000", ["--num-minibatches", "got 1000000"]),
+        ("--total-timesteps 5", ["--total-timesteps", "expected 32768", "got 5"]),
+        ("--eval-only", ["--eval-only", "--checkpoint"]),
+        ("--checkpoint nowhere.pt", ["--checkpoint", "nowhere.pt"]),
+    ],
+)
+def test_bad_flags_exit_with_2_and_one_clear_message(tmp_path, flags, words):
+    output = run(tmp_path, *flags.split(), expect=2)
+    assert all(word in output for word in words), output
+    assert "Traceback" not in output and not (tmp_path / "runs").exists()
+
+
+def test_corrupt_and_foreign_checkpoints(tmp_path):
+    (tmp_path / "corrupt.pt").write_bytes(b"not a checkpoint")
+    torch.save({"args": {"horizon": 32}}, tmp_path / "foreign.pt")
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    run(tmp_path, *TINY, "--total-timesteps", 32)
+    good = run_dir(tmp_path) / "checkpoint.pt"
+    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:-1000])
+    for name in ("corrupt.pt", "foreign.pt", "list.pt", "cut.pt"):
+        output = run(tmp_path, "--checkpoint", name, expect=2)
+        assert "--checkpoint: expected a checkpoint.pt" in output and name in output and "Traceback" not in output
+    output = run(tmp_path, "--checkpoint", good, "--num-envs", 9, "--total-timesteps", 3200, expect=2)
+    assert "9 environments" in output and "Traceback" not in output
+
+
+POISON = """
+import sys, torch, rpo_continuous as rpo
+original, calls = {target}, [0]
+def poisoned(*arguments):
+    calls[0] += 1
+    result = original(*arguments)
+    return {poisoned} if calls[0] >= {first} and calls[0] < {last} else result
+{target} = poisoned
+sys.exit(rpo.main())
+"""
+
+
+def test_action_gradients_that_are_not_finite_are_dropped_and_counted(tmp_path):
+    poisoned = "torch.where(torch.arange(8)[:, None] == 2, torch.nan, result)"
+    code = POISON.format(target="rpo.action_gradients", poisoned=poisoned, first=2, last=3)
+    run(tmp_path, *TINY, "--total-timesteps", 96, "--exp-name", "x", code=code)
+    rows = metrics(run_dir(tmp_path))
+    assert [float(row["nonfinite_action_grads"]) for row in rows[:3]] == [0, 4, 0]  # 4 steps of environment 2
+    assert [float(row["skipped_updates"]) for row in rows[:3]] == [0, 0, 0]
+
+
+def test_a_loss_that_is_not_finite_is_skipped_then_ends_the_run(tmp_path):
+    code = POISON.format(target="rpo.policy_loss", poisoned="(result[0] * torch.nan, result[1])", first=7, last=10**9)
+    flags = [*TINY, "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
+    output = run(tmp_path, *flags, expect=1, code=code)
+    assert "training failed: hopper, iteration 7: the gradient of the actor" in output, output
+    rows = metrics(run_dir(tmp_path))
+    assert [float(row["skipped_updates"]) for row in rows] == [0, 0, 0, 2, 4, 6, 8]
+    state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
+    assert state["iteration"] == 7 and all(x.isfinite().all() for x in state["actor"].values())
+
+
+def test_broken_networks_end_the_run_with_a_message(tmp_path):
+    poisoned = "(result[0] * torch.nan, result[1])"
+    code = POISON.replace("original, calls = {target}", "original, calls = rpo.Actor.forward")
+    code = code.replace("{target} = poisoned", "rpo.Actor.forward = poisoned")
+    code = code.format(poisoned=poisoned, first=60, last=10**9)
+    output = run(tmp_path, *TINY, "--total-timesteps", 32 * 20, "--exp-name", "x", expect=1, code=code)
+    assert "training failed: hopper" in output and "NaN" in output
