@@ -290,7 +290,7 @@ def policy_loss(actor, data, args):
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
     entropy = squashed_entropy(mean, log_std).mean()
     loss = -(args.surrogate_coef * surrogate - args.kl_coef * kl + args.ent_coef * entropy)
-    return loss, {"ratio": ratio, "keep": keep, "kl": kl.detach(), "entropy": entropy.detach()}
+    return loss, {"ratio": ratio, "keep": keep, "entropy": entropy.item()}
 
 
 def td_lambda_targets(rewards, next_values, ends, gamma, lam):
@@ -570,7 +570,7 @@ def main():
                 loss, stats = policy_loss(actor, b_data, args)
                 norm = actor_optimizer.step(loss)
                 kept, ratio_max = stats["keep"].float().mean().item(), stats["ratio"].max().item()
-                policy_stats.append([norm, kept, ratio_max, stats["entropy"].item()])
+                policy_stats.append([norm, kept, ratio_max, stats["entropy"]])
             with torch.no_grad():  # only a measurement: how far the policy has moved
                 approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
 
