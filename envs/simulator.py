@@ -54,6 +54,7 @@ class Simulator:
         """Advance by one environment step of duration dt with constant actuation.
 
         joint_q (N, nq), joint_qd (N, nv), joint_act (N, nv; forces in N, torques in N m), float32 on the device.
+        The six entries of joint_act for a free joint are a wrench about the ground below the robot (0 in every task).
         Returns the new joint_q and joint_qd, differentiable with respect to all three, and `diverged` (N,) bool.
         A diverged environment propagates no gradient.
         """

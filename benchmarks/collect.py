@@ -1,0 +1,44 @@
+"""Copy a finished run into benchmarks/results, with a header that says where it comes from.
+
+    python benchmarks/collect.py runs/<run> --command "python rpo_continuous.py --env-id hopper ..."
+
+Writes benchmarks/results/<script>__<env_id>__<seed>.csv: the run's metrics.csv, whose last line is the final evaluation.
+"""
+
+import datetime
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.provenance import provenance  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Args:
+    run_dir: tyro.conf.Positional[Path]
+    """the run folder"""
+    command: str
+    """the command that made it"""
+    commit: str | None = None
+    """the commit it ran from; default: the one checked out"""
+
+
+def main():
+    args = tyro.cli(Args)
+    env_id, script, seed, started = args.run_dir.resolve().name.split("__")
+    lines = (args.run_dir / "metrics.csv").read_text()
+    if lines.rstrip().endswith(","):
+        sys.exit(f"{args.run_dir}: the last line of metrics.csv is not an evaluation: the run has not finished")
+    date = datetime.date.fromtimestamp(int(started)).isoformat()
+    output = RESULTS / f"{script}__{env_id}__{seed}.csv"
+    output.write_text(provenance(args.command, args.commit, date) + lines)
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

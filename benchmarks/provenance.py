@@ -1,0 +1,39 @@
+"""The header line of every results file: what ran, from which commit, on what, when."""
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+import warp as wp
+
+
+def provenance(command, commit=None, date=None):
+    """`# command, commit, device, cores, torch, warp, date`, ending in a newline. commit: default, the one checked out."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    fields = {
+        "command": command,
+        "commit": commit or current_commit(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "warp": wp.__version__,
+        "date": date or datetime.date.today().isoformat(),
+    }
+    return "# " + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "\n"
+
+
+def current_commit():
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    return commit.strip() + ("+changes" if changed else "")
+
+
+def cpu_name():
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
