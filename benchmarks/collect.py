@@ -2,7 +2,7 @@
 
     python benchmarks/collect.py runs/<run> --command "python rpo_continuous.py --env-id hopper ..."
 
-Writes benchmarks/results/<script>__<env_id>__<seed>.csv: the run's metrics.csv, whose last line is the final evaluation.
+Writes benchmarks/results/<script>__<env_id>__<seed>.csv: metrics.csv, whose last line is the final evaluation.
 """
 
 import datetime

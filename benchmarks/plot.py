@@ -1,4 +1,4 @@
-"""Learning curves from benchmarks/results: python benchmarks/plot.py writes results/<env_id>.png for every task there."""
+"""Learning curves: `python benchmarks/plot.py` writes results/<env_id>.png for every task in benchmarks/results."""
 
 import csv
 from collections import defaultdict

@@ -11,7 +11,7 @@ import warp as wp
 
 
 def provenance(command, commit=None, date=None):
-    """`# command, commit, device, cores, torch, warp, date`, ending in a newline. commit: default, the one checked out."""
+    """One line `# command, commit, device, cores, torch, warp, date`; the commit is by default the one checked out."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     fields = {
         "command": command,
