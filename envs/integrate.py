@@ -7,51 +7,55 @@ from envs.kinematics import JOINT_FREE, JOINT_PRISMATIC, JOINT_REVOLUTE
 
 
 @wp.func
-def new_velocity(joint_qd: wp.array2d[float], joint_qdd: wp.array2d[float], h: float, env: int, dof: int):
-    return joint_qd[env, dof] + h * joint_qdd[env, dof]
+def vec3_at(x: wp.array2d[float], env: int, k: int):
+    return wp.vec3(x[env, k], x[env, k + 1], x[env, k + 2])
 
 
 @wp.func
-def new_velocity3(joint_qd: wp.array2d[float], joint_qdd: wp.array2d[float], h: float, env: int, dof: int):
-    return wp.vec3(
-        new_velocity(joint_qd, joint_qdd, h, env, dof),
-        new_velocity(joint_qd, joint_qdd, h, env, dof + 1),
-        new_velocity(joint_qd, joint_qdd, h, env, dof + 2),
-    )
+def turn(r: wp.quat, w: wp.vec3, h: float):
+    """The quaternion r after turning with angular velocity w (world axes) for a time h: dr/dt = (w, 0) r / 2."""
+    return wp.normalize(r + wp.quat(w[0], w[1], w[2], 0.0) * r * (0.5 * h))
 
 
 @wp.kernel
-def symplectic_euler(
+def integrate_velocity(
+    # Model:
+    h: float,
+    # State in:
+    joint_qd: wp.array2d[float],
+    joint_qdd: wp.array2d[float],
+    # State out:
+    joint_qd_out: wp.array2d[float],
+):
+    env, d = wp.tid()
+    joint_qd_out[env, d] = joint_qd[env, d] + h * joint_qdd[env, d]
+
+
+@wp.kernel
+def integrate_position(
     # Model:
     model: Model,
     h: float,
     # State in:
     joint_q: wp.array2d[float],
     joint_qd: wp.array2d[float],
-    joint_qdd: wp.array2d[float],
     # State out:
     joint_q_out: wp.array2d[float],
-    joint_qd_out: wp.array2d[float],
 ):
     env, i = wp.tid()
     kind = model.joint_type[i]
     q = model.q_start[i]
     d = model.qd_start[i]
     if kind == JOINT_PRISMATIC or kind == JOINT_REVOLUTE:
-        qd = new_velocity(joint_qd, joint_qdd, h, env, d)
-        joint_qd_out[env, d] = qd
-        joint_q_out[env, q] = joint_q[env, q] + h * qd
+        joint_q_out[env, q] = joint_q[env, q] + h * joint_qd[env, d]
     if kind == JOINT_FREE:
-        w = new_velocity3(joint_qd, joint_qdd, h, env, d)
-        v = new_velocity3(joint_qd, joint_qdd, h, env, d + 3)
-        p = wp.vec3(joint_q[env, q], joint_q[env, q + 1], joint_q[env, q + 2])
+        # the body's own origin moves with v + w x p
+        p = vec3_at(joint_q, env, q)
+        w = vec3_at(joint_qd, env, d)
+        p_new = p + h * (vec3_at(joint_qd, env, d + 3) + wp.cross(w, p))
         r = wp.quat(joint_q[env, q + 3], joint_q[env, q + 4], joint_q[env, q + 5], joint_q[env, q + 6])
-        # the body's own origin moves with v + w x p; the quaternion with (w, 0) r / 2
-        p_new = p + h * (v + wp.cross(w, p))
-        r_new = wp.normalize(r + wp.quat(w[0], w[1], w[2], 0.0) * r * (0.5 * h))
+        r_new = turn(r, w, h)
         for k in range(3):
-            joint_qd_out[env, d + k] = w[k]
-            joint_qd_out[env, d + 3 + k] = v[k]
             joint_q_out[env, q + k] = p_new[k]
         for k in range(4):
             joint_q_out[env, q + 3 + k] = r_new[k]

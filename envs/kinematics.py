@@ -44,25 +44,35 @@ def joint_transform(model: Model, link: int, joint_q: wp.array2d[float], env: in
 
 
 @wp.func
-def motion_axis(kind: int, axis: wp.vec3, X_joint: wp.transform):
-    """Column of the motion subspace S of a joint with one degree of freedom."""
-    a = wp.transform_vector(X_joint, axis)
-    S = wp.spatial_vector(wp.vec3(), a)
+def unit_twist(k: int):
+    """Column k of the identity: the motion subspace of a free joint."""
+    return wp.spatial_vector(
+        wp.vec3(float(k == 0), float(k == 1), float(k == 2)), wp.vec3(float(k == 3), float(k == 4), float(k == 5))
+    )
+
+
+@wp.func
+def motion_axis(model: Model, link: int, k: int, X_joint: wp.transform):
+    """Column k of the joint's motion subspace S: the twist of the link per unit of this degree of freedom."""
+    kind = model.joint_type[link]
+    S = unit_twist(k)
+    if kind == JOINT_PRISMATIC:
+        S = wp.spatial_vector(wp.vec3(), wp.transform_vector(X_joint, model.joint_axis[link]))
     if kind == JOINT_REVOLUTE:
+        a = wp.transform_vector(X_joint, model.joint_axis[link])
         S = wp.spatial_vector(a, wp.cross(wp.transform_get_translation(X_joint), a))
     return S
 
 
 @wp.func
-def free_joint_twist(joint_qd: wp.array2d[float], env: int, start: int):
-    return wp.spatial_vector(
-        joint_qd[env, start],
-        joint_qd[env, start + 1],
-        joint_qd[env, start + 2],
-        joint_qd[env, start + 3],
-        joint_qd[env, start + 4],
-        joint_qd[env, start + 5],
-    )
+def joint_twist(
+    model: Model, link: int, motion_subspace: wp.array2d[wp.spatial_vector], qd: wp.array2d[float], env: int
+):
+    """S qd: the velocity of the link relative to its parent."""
+    total = wp.spatial_vector()
+    for d in range(model.qd_start[link], model.qd_start[link + 1]):
+        total += motion_subspace[env, d] * qd[env, d]
+    return total
 
 
 @wp.kernel
@@ -81,8 +91,6 @@ def forward_kinematics(
     env = wp.tid()
     for i in range(model.num_links):
         parent = model.link_parent[i]
-        kind = model.joint_type[i]
-        dof = model.qd_start[i]
         X_joint = model.joint_frame[i]
         v = wp.spatial_vector()
         a = wp.spatial_vector()
@@ -90,26 +98,10 @@ def forward_kinematics(
             X_joint = wp.transform_multiply(link_pose[env, parent], model.joint_frame[i])
             v = link_twist[env, parent]
             a = link_bias[env, parent]
-
+        for d in range(model.qd_start[i], model.qd_start[i + 1]):
+            motion_subspace[env, d] = motion_axis(model, i, d - model.qd_start[i], X_joint)
         # v_i = v_parent + S qd,   a_i = a_parent + v_i x S qd   (the part of the acceleration that does not need qdd)
-        v_joint = wp.spatial_vector()
-        if kind == JOINT_FREE:
-            v_joint = free_joint_twist(joint_qd, env, dof)
-            for k in range(6):
-                motion_subspace[env, dof + k] = unit_twist(k)
-        elif kind == JOINT_PRISMATIC or kind == JOINT_REVOLUTE:
-            S = motion_axis(kind, model.joint_axis[i], X_joint)
-            motion_subspace[env, dof] = S
-            v_joint = S * joint_qd[env, dof]
-        v_link = v + v_joint
+        v_joint = joint_twist(model, i, motion_subspace, joint_qd, env)
         link_pose[env, i] = wp.transform_multiply(X_joint, joint_transform(model, i, joint_q, env))
-        link_twist[env, i] = v_link
-        link_bias[env, i] = a + motion_cross(v_link, v_joint)
-
-
-@wp.func
-def unit_twist(k: int):
-    """Column k of the identity: the motion subspace of a free joint."""
-    return wp.spatial_vector(
-        wp.vec3(float(k == 0), float(k == 1), float(k == 2)), wp.vec3(float(k == 3), float(k == 4), float(k == 5))
-    )
+        link_twist[env, i] = v + v_joint
+        link_bias[env, i] = a + motion_cross(v + v_joint, v_joint)

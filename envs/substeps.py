@@ -12,7 +12,7 @@ import warp as wp
 
 from envs.articulation import Articulation, Model
 from envs.forces import joint_forces, link_wrenches
-from envs.integrate import symplectic_euler
+from envs.integrate import integrate_position, integrate_velocity
 from envs.kinematics import forward_kinematics
 from envs.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
 
@@ -104,64 +104,73 @@ class Substeps:
         return array
 
     def _kinematics_and_forces(self, s):
-        """The stages from the state to tau: (kernel, launch dimensions, inputs, outputs)."""
-        x, q, qd = self.steps[s], self.q[s], self.qd[s]
+        """The stages from the state to tau: (kernel, launch dimensions beside the environments, inputs, outputs)."""
+        x, q, qd, model = self.steps[s], self.q[s], self.qd[s], self.model
         motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
-        wrench_inputs = [x.link_pose, x.link_twist, x.link_bias]
-        force_inputs = [q, qd, self.act, x.motion_subspace, x.link_wrench]
+        wrench_inputs = [model, x.link_pose, x.link_twist, x.link_bias]
+        force_inputs = [model, q, qd, self.act, x.motion_subspace, x.link_wrench]
         return [
-            (forward_kinematics, (), [q, qd], motion),
+            (forward_kinematics, (), [model, q, qd], motion),
             (link_wrenches, (self.num_links,), wrench_inputs, [x.link_wrench]),
             (joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau]),
         ]
 
     def _mass_matrix(self, s):
-        x = self.steps[s]
+        x, model = self.steps[s], self.model
         return [
-            (composite_inertias, (), [x.link_pose], [x.tree_moment, x.tree_inertia]),
-            (mass_matrix, (self.num_dofs,), [x.motion_subspace, x.tree_moment, x.tree_inertia], [x.H]),
+            (composite_inertias, (), [model, x.link_pose], [x.tree_moment, x.tree_inertia]),
+            (mass_matrix, (self.num_dofs,), [model, x.motion_subspace, x.tree_moment, x.tree_inertia], [x.H]),
         ]
 
     def _integrate(self, s):
-        inputs = [self.h, self.q[s], self.qd[s], self.steps[s].joint_qdd]
-        return symplectic_euler, (self.num_links,), inputs, [self.q[s + 1], self.qd[s + 1]]
+        q, qd, new_q, new_qd = self.q[s], self.qd[s], self.q[s + 1], self.qd[s + 1]
+        return [
+            (integrate_velocity, (self.num_dofs,), [self.h, qd, self.steps[s].joint_qdd], [new_qd]),
+            (integrate_position, (self.num_links,), [self.model, self.h, q, new_qd], [new_q]),
+        ]
 
     def _forward_substep(self, s):
         x, factor = self.steps[s], self.steps[s - s % self.interval].factor
-        for stage in self._kinematics_and_forces(s):
-            self._launch(*stage)
+        self._forward(self._kinematics_and_forces(s))
         if s % self.interval == 0:
-            for stage in self._mass_matrix(s):
-                self._launch(*stage)
-            self._launch(factorise, (), [x.H], [factor])
-        self._launch(solve, (), [factor, x.joint_tau], [x.joint_qdd])
-        self._launch(*self._integrate(s))
+            self._forward(self._mass_matrix(s))
+            self._forward([(factorise, (), [self.model, x.H], [factor])])
+        self._forward([(solve, (), [self.model, factor, x.joint_tau], [x.joint_qdd])])
+        self._forward(self._integrate(s))
 
     def _backward_substep(self, s):
-        x, rebuilt = self.steps[s], self.steps[s - s % self.interval]
+        x, rebuilt, model = self.steps[s], self.steps[s - s % self.interval], self.model
         grad_qdd, grad_tau = x.joint_qdd.grad, x.joint_tau.grad
-        self._adjoint(*self._integrate(s))
+        self._adjoint(self._integrate(s))
         # the adjoint of H qdd = tau, see mass_matrix.py
-        self._launch(solve, (), [rebuilt.factor, grad_qdd], [grad_tau])
-        self._launch(solve_adjoint, (self.num_dofs,), [x.joint_qdd, grad_tau], [rebuilt.H.grad, grad_qdd])
+        self._forward([(solve, (), [model, rebuilt.factor, grad_qdd], [grad_tau])])
+        outputs = [rebuilt.H.grad, grad_qdd]
+        self._forward([(solve_adjoint, (self.num_dofs,), [model, x.joint_qdd, grad_tau], outputs)])
         if s % self.interval == 0:
-            for stage in reversed(self._mass_matrix(s)):
-                self._adjoint(*stage)
-        for stage in reversed(self._kinematics_and_forces(s)):
-            self._adjoint(*stage)
+            self._adjoint(self._mass_matrix(s))
+        self._adjoint(self._kinematics_and_forces(s))
 
-    def _launch(self, kernel, dim, inputs, outputs):
-        wp.launch(kernel, (self.num_envs, *dim), [self.model, *inputs], outputs, device=self.device)
+    def _forward(self, stages):
+        for kernel, dim, inputs, outputs in stages:
+            wp.launch(kernel, (self.num_envs, *dim), inputs, outputs, device=self.device)
 
-    def _adjoint(self, kernel, dim, inputs, outputs):
-        """Propagates the gradients of a kernel's outputs to those of its inputs."""
-        wp.launch(
-            kernel,
-            (self.num_envs, *dim),
-            inputs=[self.model, *inputs],
-            outputs=outputs,
-            adj_inputs=[Model(), *(getattr(x, "grad", 0.0) for x in inputs)],
-            adj_outputs=[x.grad for x in outputs],
-            device=self.device,
-            adjoint=True,
-        )
+    def _adjoint(self, stages):
+        """Propagate the gradients of the stages' outputs to those of their inputs, last stage first."""
+        for kernel, dim, inputs, outputs in reversed(stages):
+            wp.launch(
+                kernel,
+                (self.num_envs, *dim),
+                inputs=inputs,
+                outputs=outputs,
+                adj_inputs=[_gradient(x) for x in inputs],
+                adj_outputs=[x.grad for x in outputs],
+                device=self.device,
+                adjoint=True,
+            )
+
+
+def _gradient(x):
+    """Where a kernel's adjoint adds the gradient of an input; the model and numbers are constants."""
+    if isinstance(x, wp.array):
+        return x.grad
+    return 0.0 if isinstance(x, float) else Model()
