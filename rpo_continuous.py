@@ -13,7 +13,8 @@ asymmetric interval, and holds the policy near the one that collected the data b
     f_theta(eps; s)  pre_tanh u       u = mu + sigma * eps, eps ~ N(0, 1): the reparameterised sample
     eps_reg          eps_reg          the noise that makes the current policy emit the stored u
     R(tau)           returns          discounted soft return of the rollout, with the critic's value where it is cut
-    grad_a R         action_grads     cached once per iteration, here with respect to u
+    grad_a R         action_grads     cached once per iteration, with respect to u: grad_u = (1 - a^2) grad_a; and u,
+                                      not a, is stored, because atanh(a) is infinite in float32 from |u| = 9 on
     rho              ratio            pi_theta(a|s) / pi_old(a|s), jointly over the action dimensions
     c_low, c_high    clip_low/high    a sample is kept while 1 - c_low <= rho <= 1 + c_high
     lambda_KL        kl_coef          weight of KL(pi_old || pi_theta)
@@ -30,7 +31,6 @@ import copy
 import csv
 import math
 import os
-import pickle
 import random
 import signal
 import sys
@@ -83,7 +83,7 @@ class Args:
     env_id: Literal[envs.ENV_IDS] = "hopper"
     """the task"""
     total_timesteps: int | None = None
-    """environment steps over all environments; default: the task's, printed at the start"""
+    """environment steps over all environments, a whole number of rollouts; default: the task's"""
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
@@ -125,7 +125,6 @@ class Args:
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
-    minibatch_size: tyro.conf.Suppress[int] = 0
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
@@ -175,7 +174,7 @@ class Critic(nn.Module):
 
 
 class ObsNormalizer(nn.Module):
-    """Running mean and variance of the observations; part of the model, so that it is saved with it."""
+    """Running mean m and variance v of the observations, x -> (x - m) / sqrt(v + 1e-5). Saved with the model."""
 
     def __init__(self, num_obs):
         super().__init__()
@@ -188,26 +187,28 @@ class ObsNormalizer(nn.Module):
 
     @torch.no_grad()  # statistics of the data, constants for every gradient
     def update(self, obs):
-        obs = obs.double()
-        delta, n, total = obs.mean(0) - self.mean, len(obs), self.count + len(obs)
+        # join two sets: M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b), where M = n v (Chan et al. 1979)
+        obs, n = obs.double(), len(obs)
+        delta, total = obs.mean(0) - self.mean, self.count + n
         squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
 # ALGO LOGIC: the parts of RPO
 def squashed_entropy(mean, log_std):
-    """Entropy of tanh(u), one sample per state, scaled so that 0 is the target -A/2 and 1 is A/2."""
+    """Entropy H of tanh(u), one sample per state, scaled: 0 at SAPO's target -A/2, 1 at +A/2."""
     u = mean + log_std.exp() * torch.randn_like(mean)
     # H = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
     gaussian = log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))
     entropy = (gaussian + 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))).sum(-1)
-    target = 0.5 * mean.shape[-1]
-    return (entropy + target) / (2.0 * target)
+    half = 0.5 * mean.shape[-1]
+    return (entropy + half) / (2.0 * half)
 
 
 def log_ratio(u, mean, log_std, old_mean, old_log_std):
     """log rho = log pi_theta(a|s) - log pi_old(a|s); the Jacobian of tanh is the same in both and cancels."""
+    # log rho = sum_d [ eps_old^2 / 2 - eps^2 / 2 + log sigma_old - log sigma ],   eps = (u - mu) / sigma
     eps, old_eps = (u - mean) / log_std.exp(), (u - old_mean) / old_log_std.exp()
     return (0.5 * old_eps**2 - 0.5 * eps**2 + old_log_std - log_std).sum(-1)
 
@@ -235,43 +236,41 @@ def rollout(env, actor, critic, normalizer, args):
     frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 in epoch 1
     raw_obs = env.detach()  # the graph starts here: earlier rollouts belong to earlier gradients
     normalizer.update(raw_obs)
-    returns, discount, steps, episodes = 0.0, 1.0, [], []
+    returns, discount, us, steps, episodes = 0.0, 1.0, [], [], []
     for t in range(args.num_steps):
         obs = frozen(raw_obs)
         mean, log_std = actor(obs)
-        u = mean + log_std.exp() * torch.randn_like(mean)
-        raw_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
+        us.append(mean + log_std.exp() * torch.randn_like(mean))
+        raw_obs, reward, terminated, truncated, infos = env.step(torch.tanh(us[-1]))
         normalizer.update(raw_obs)
-        reward = reward + args.ent_coef * squashed_entropy(mean, log_std)
+        soft_reward = reward + args.ent_coef * squashed_entropy(mean, log_std)
 
-        # the value of the true successor: 0 after a fall, V(s') after a time-out or where the rollout is cut
+        # the values of the true successor: 0 after a fall, V_i(s') after a time-out or where the rollout is cut
         done = terminated | truncated
         end = done | (t == args.num_steps - 1)
-        next_values = torch.where(terminated[:, None], 0.0, critic(frozen(infos["final_obs"])))
+        values = torch.where(terminated[:, None], 0.0, critic(frozen(infos["final_obs"])))
 
-        # R = sum_t gamma^t r_t + gamma^(t+1) V(s_{t+1}) [the trajectory ends at t], restarting after each reset
-        bootstrap = torch.where(end, args.gamma * next_values.mean(-1), 0.0)
-        returns = returns + discount * (reward + bootstrap)
+        # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where the trajectory ends; gamma^t restarts with an episode
+        returns = returns + discount * (soft_reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
         discount = torch.where(done, 1.0, args.gamma * discount)
-        next_value = next_values.mean(-1) if args.critic_agg == "mean" else next_values.amin(-1)
-        steps.append((obs, u, mean, log_std, reward, next_value, end))
-        ended = infos["_episode"]
-        episodes.append(torch.stack([infos["episode"]["r"][ended], infos["episode"]["l"][ended]], dim=1))
+        td_value = values.mean(-1) if args.critic_agg == "mean" else values.amin(-1)
+        steps.append((obs, us[-1], mean, log_std, soft_reward, td_value, end))
+        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
 
-    names = ("obs", "u", "mean", "log_std", "rewards", "next_values", "ends")
     # as data the rollout has no gradient: every later gradient path goes through the current policy or critic only
+    names = ("obs", "u", "mean", "log_std", "soft_rewards", "td_values", "ends")
     data = {name: torch.stack(column).detach() for name, column in zip(names, zip(*steps))}
-    return data, returns, [u for _, u, *_ in steps], torch.cat(episodes).tolist()
+    return data, returns, us, torch.cat(episodes).tolist()
 
 
 def action_gradients(returns, us):
     """grad_u R (H, N, A): one backward pass through the simulator (BPTT), cached for all epochs.
 
     The actions are inner nodes of the graph, so this is the total derivative: it contains the effect of u_t on every
-    later state and on the actions that the policy takes there.  Only these gradients are asked for; the weights of
-    the actor and the critics are constants here.
+    later state and on the actions that the policy takes there.  It also keeps the factor gamma^t.  Only these
+    gradients are asked for: the weights of the actor and the critics are constants here.
     """
-    return torch.stack(torch.autograd.grad(returns.sum(), us))
+    return torch.stack(torch.autograd.grad(returns.sum(), us))  # environments are independent: the sum keeps them apart
 
 
 def policy_loss(actor, data, args):
@@ -285,12 +284,14 @@ def policy_loss(actor, data, args):
         keep = (ratio >= 1.0 - args.clip_low) & (ratio <= 1.0 + args.clip_high)
         weight = ratio * keep if args.clip_gradient else ratio
 
-    # L = lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ H ]
+    # L = lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ H ]   (eq. 14)
+    # The first term is a linear proxy, only its gradient means something; a dropped sample still counts in the mean.
     surrogate = (weight * (data["action_grads"] * u).sum(-1)).mean()
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
     entropy = squashed_entropy(mean, log_std).mean()
     loss = -(args.surrogate_coef * surrogate - args.kl_coef * kl + args.ent_coef * entropy)
-    return loss, {"ratio": ratio, "keep": keep, "entropy": entropy.item()}
+    kept = keep.float().mean().item()
+    return loss, {"kept": kept, "ratio_max": ratio.max().item(), "entropy": entropy.item()}
 
 
 def td_lambda_targets(rewards, next_values, ends, gamma, lam):
@@ -305,56 +306,55 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
     return targets
 
 
+def critic_loss(critic, obs, targets):
+    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (eq. 15)."""
+    return ((critic(obs) - targets[:, None]) ** 2).mean()
+
+
+# Numbers that are not finite
 class TrainingFailed(Exception):
     pass
 
 
-class Optimizer:
-    """AdamW with gradient clipping that refuses gradients which are not finite, and gives up after ten in a row."""
-
-    def __init__(self, name, module, learning_rate, max_grad_norm):
-        self.name, self.params, self.max_grad_norm = name, list(module.parameters()), max_grad_norm
-        self.adam = torch.optim.AdamW(self.params, lr=learning_rate, betas=(0.7, 0.95))
-        self.skipped = self.skipped_in_a_row = 0
-
-    def step(self, loss):
-        self.adam.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.params, self.max_grad_norm).item()
-        if math.isfinite(norm):
-            self.adam.step()
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            if self.skipped_in_a_row == 10:
-                raise TrainingFailed(f"the gradient of the {self.name} was not finite ten times in a row")
-        return norm
-
-    def state_dict(self):
-        return {"adam": self.adam.state_dict(), "skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
-
-    def load_state_dict(self, state):
-        self.adam.load_state_dict(state["adam"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["in_a_row"]
+def optimizer_step(optimizer, loss, max_grad_norm):
+    """One step, the gradient scaled down to max_grad_norm. Returns the norm before and whether the step was made."""
+    params = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(params, max_grad_norm).item()
+    usable = norm <= 1e6  # NaN is not
+    if usable:
+        optimizer.step()
+    return norm, usable
 
 
+def count_failures(failures, quantity, usable):
+    """usable: for each use of `quantity` in this iteration, whether it was finite. Ten hopeless iterations end it."""
+    failures["skipped"] += len(usable) - sum(usable)
+    failures[quantity] = 0 if any(usable) else failures[quantity] + 1
+    if failures[quantity] == 10:
+        raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
+
+
+# Evaluation
 @torch.no_grad()  # an evaluation learns nothing
-def evaluate(actor, normalizer, args, device, deterministic):
-    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs, 2)."""
+def evaluate(actor, normalizer, args, deterministic):
+    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs,)."""
+    device = normalizer.mean.device
     env = envs.make(args.env_id, num_envs=args.num_eval_envs, device=device, seed=args.seed + 1_000_000)
     noise = torch.Generator(device).manual_seed(args.seed)  # of its own: training must not notice an evaluation
     obs, _ = env.reset()
-    results = torch.full((args.num_eval_envs, 2), torch.nan, device=device)
-    while results.isnan().any():
+    results = torch.zeros(args.num_eval_envs, 2, device=device)
+    finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
+    for _ in range(env.max_episode_steps):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
-        u = mean if deterministic else mean + log_std.exp() * eps
-        obs, _, _, _, infos = env.step(torch.tanh(u))
-        episode = torch.stack([infos["episode"]["r"], infos["episode"]["l"].float()], dim=1)
-        first = infos["_episode"] & results[:, 0].isnan()
-        results = torch.where(first[:, None], episode, results)
+        obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+        first = infos["_episode"] & ~finished
+        results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
+        finished |= first
     env.close()
-    return results
+    return results.unbind(1)
 
 
 EVAL_TAGS = [
@@ -362,10 +362,10 @@ EVAL_TAGS = [
 ]
 
 
-def report_evaluation(actor, normalizer, args, device):
+def report_evaluation(actor, normalizer, args):
     scores = []
     for kind in ("stochastic", "deterministic"):
-        returns, lengths = evaluate(actor, normalizer, args, device, kind == "deterministic").unbind(1)
+        returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic")
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
         extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
         print(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
@@ -385,26 +385,26 @@ def parse_args():
     if args.checkpoint:
         try:
             state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-            args = tyro.cli(Args, default=Args(**state["args"]))
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            saved = Args(**state["args"])
+        except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             usage_error(f"--checkpoint: expected a checkpoint.pt of this script, got {args.checkpoint!r} ({reason})")
+        args = tyro.cli(Args, default=saved)
     elif args.eval_only:
         usage_error("--eval-only: expected --checkpoint with the run to evaluate, got none")
     for name, value in TASK_DEFAULTS[args.env_id].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    args.batch_size = args.num_envs * args.num_steps
     at_least = dict.fromkeys("num_envs num_steps num_minibatches update_epochs critic_epochs num_eval_envs".split(), 1)
-    at_least |= dict.fromkeys("kl_coef ent_coef clip_low clip_high gamma td_lambda eval_freq".split(), 0)
+    at_least |= dict.fromkeys("seed kl_coef ent_coef clip_low clip_high gamma td_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
-    at_least |= {"checkpoint_freq": 1, "surrogate_coef": 0, "total_timesteps": args.num_envs * args.num_steps}
-    at_most = {"gamma": 1, "td_lambda": 1, "num_minibatches": args.num_envs * args.num_steps}
+    at_least |= {"checkpoint_freq": 1, "surrogate_coef": 0, "total_timesteps": args.batch_size}
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size}
     for name, low in at_least.items():
         high = at_most.get(name, math.inf)
         if not low <= getattr(args, name) <= high:  # NaN fails too
             usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
-    args.batch_size = args.num_envs * args.num_steps
-    args.minibatch_size = args.batch_size // args.num_minibatches
     args.num_iterations = args.total_timesteps // args.batch_size
     return args, state
 
@@ -424,19 +424,20 @@ def save_atomically(state, path):
 
 
 class Logger:
-    """TensorBoard events, and metrics.csv with a line per iteration and one per evaluation."""
+    """TensorBoard events, and metrics.csv with a line per iteration and a last one for the final evaluation."""
 
     def __init__(self, run_dir, args, global_step):
         self.writer = SummaryWriter(run_dir, purge_step=global_step + 1)
         table = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
         self.writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        self.path, self.columns, rows = os.path.join(run_dir, "metrics.csv"), None, []
+        self.path, self.columns = os.path.join(run_dir, "metrics.csv"), None
         if os.path.exists(self.path):  # a resumed run does again what came after its checkpoint
             with open(self.path, newline="") as file:
                 reader = csv.DictReader(file)
-                self.columns = reader.fieldnames
-                rows = [row for row in reader if int(row["global_step"]) <= global_step]
-            self._append(rows, mode="w")
+                rows = [row for row in reader if row["SPS"] and int(row["global_step"]) <= global_step]
+            self.columns = reader.fieldnames
+            self._append(self.path + ".tmp", rows)
+            os.replace(self.path + ".tmp", self.path)
 
     def write(self, global_step, wall, metrics):
         row = {"global_step": str(global_step), "wall_s": f"{wall:.2f}"}
@@ -444,10 +445,10 @@ class Logger:
             self.writer.add_scalar(tag, value, global_step)
             row[self._column(tag)] = f"{value:.7g}"
         self.columns = self.columns or [*row, *map(self._column, EVAL_TAGS)]
-        self._append([row], mode="a")
+        self._append(self.path, [row])
 
-    def _append(self, rows, mode):
-        with open(self.path, mode, newline="") as file:
+    def _append(self, path, rows):
+        with open(path, "a", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             if file.tell() == 0:
                 writer.writeheader()
@@ -458,14 +459,14 @@ class Logger:
 
 
 def print_progress(args, global_step, metrics):
-    seconds = int((args.total_timesteps - global_step) / metrics["charts/SPS"])
+    total = args.num_iterations * args.batch_size
+    seconds = int((total - global_step) / metrics["charts/SPS"])
     line = (
-        f"step {global_step:,}/{args.total_timesteps:,} ({100 * global_step / args.total_timesteps:.0f} %)  "
-        f"SPS {metrics['charts/SPS']:,.0f}  ETA {seconds // 60}:{seconds % 60:02d}  "
-        f"return {metrics['charts/episodic_return']:.1f}  length {metrics['charts/episodic_length']:.0f}"
+        f"step {global_step:,}/{total:,} ({100 * global_step / total:.0f} %)  SPS {metrics['charts/SPS']:,.0f}  "
+        f"ETA {seconds // 60}:{seconds % 60:02d}  return {metrics['charts/episodic_return']:.1f}  "
+        f"length {metrics['charts/episodic_length']:.0f}"
     )
-    terminal = sys.stdout.isatty()
-    print("\r\033[K" + line if terminal else line, end="" if terminal else "\n", flush=True)
+    print("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
 
 
 def main():
@@ -488,27 +489,33 @@ def main():
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
-    actor_optimizer = Optimizer("actor", actor, args.learning_rate, args.max_grad_norm)
-    critic_optimizer = Optimizer("critic", critic, args.critic_learning_rate, args.max_grad_norm)
+    # betas and weight decay are those of the code that the paper builds on
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01}
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
+    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "env": env}
+    modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
-    saved = {"actor": actor, "critic": critic, "normalizer": normalizer}
-    saved |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer, "env": env}
+    quantities = ("the gradient of the return", "the gradient of the actor", "the gradient of the critic")
+    failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
 
     if state is not None:
         try:
-            for name in ("actor", "normalizer") if args.eval_only else saved:
-                saved[name].load_state_dict(state[name])
+            for name in ("actor", "normalizer") if args.eval_only else modules:
+                modules[name].load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            usage_error(f"--checkpoint: expected one of {args.env_id} with {args.num_envs} environments ({error})")
+            expected = f"one of {args.env_id} with {args.num_envs} environments on {device}"
+            usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
-            report_evaluation(actor, normalizer, args, device)
+            report_evaluation(actor, normalizer, args)
             return 0
         torch.set_rng_state(state["rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"])
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
-    run_dir = os.path.dirname(args.checkpoint) or "." if args.checkpoint else create_run_dir(args)
+        failures = state["failures"]
+    run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
     if args.track:
         import wandb
@@ -519,15 +526,15 @@ def main():
     print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
     print(f"run folder {run_dir}", flush=True)
 
+    def save_checkpoint():
+        checkpoint = {name: module.state_dict() for name, module in modules.items()}
+        checkpoint |= {"args": asdict(args), "iteration": iteration, "global_step": global_step, "wall_s": wall()}
+        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
+        checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
+        save_atomically(checkpoint, checkpoint_path)
+
     def wall():
         return wall_before + time.time() - start_time
-
-    def save_checkpoint():
-        state = {name: module.state_dict() for name, module in saved.items()}
-        state |= {"args": asdict(args), "iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        state |= {"rng": torch.get_rng_state(), "finished_episodes": list(finished_episodes)}
-        state["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        save_atomically(state, checkpoint_path)
 
     # the first Ctrl-C or SIGTERM lets the iteration finish, the second ends the process at once
     received = []
@@ -535,7 +542,7 @@ def main():
     def on_signal(number, frame):
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        print("\nstopping after this iteration; again to stop at once", flush=True)
+        os.write(1, b"\nstopping after this iteration; again to stop at once\n")  # print() may be interrupted itself
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -543,99 +550,113 @@ def main():
     # TRY NOT TO MODIFY: start the game
     start_time, start_step = time.time(), global_step
     try:
-        while iteration < args.num_iterations and not received:
+        while global_step + args.batch_size <= args.total_timesteps and not received:
             # lr_k = lr (lr_end / lr)^(k / K)
-            fraction = iteration / args.num_iterations if args.anneal_lr else 0.0
+            fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
             for optimizer, lr in ((actor_optimizer, args.learning_rate), (critic_optimizer, args.critic_learning_rate)):
-                optimizer.adam.param_groups[0]["lr"] = lr * (args.final_learning_rate / lr) ** fraction
+                optimizer.param_groups[0]["lr"] = lr * (args.final_learning_rate / lr) ** fraction
 
             # ALGO LOGIC: collect a rollout, and the gradient of its return with respect to every action
             time_0 = time.time()
-            data, returns, us, episodes = rollout(env, actor, critic, normalizer, args)
+            try:
+                data, returns, us, episodes = rollout(env, actor, critic, normalizer, args)
+            except ValueError as error:  # the environment refuses an action that is not a number
+                raise TrainingFailed(error) from error
             finished_episodes.extend(episodes)
             time_1 = time.time()
             action_grads = action_gradients(returns, us)
             del returns, us  # and with them the graph
-            finite = action_grads.isfinite().all(-1, keepdim=True)
-            data["action_grads"] = torch.where(finite, action_grads, 0.0)  # the others are dropped and counted below
-            targets = td_lambda_targets(data["rewards"], data["next_values"], data["ends"], args.gamma, args.td_lambda)
+            finite = action_grads.isfinite().all(-1)
+            count_failures(failures, quantities[0], [finite.any().item()])
+            data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
+            targets = td_lambda_targets(
+                data["soft_rewards"], data["td_values"], data["ends"], args.gamma, args.td_lambda
+            )
 
             # flatten the batch
             b_data, b_targets = {name: x.flatten(0, 1) for name, x in data.items()}, targets.flatten()
 
             # ALGO LOGIC: M policy epochs on the same rollout
             time_2 = time.time()
-            policy_stats = []
+            actor_steps, policy_stats = [], []
             for _ in range(args.update_epochs):
                 loss, stats = policy_loss(actor, b_data, args)
-                norm = actor_optimizer.step(loss)
-                kept, ratio_max = stats["keep"].float().mean().item(), stats["ratio"].max().item()
-                policy_stats.append([norm, kept, ratio_max, stats["entropy"]])
-            with torch.no_grad():  # only a measurement: how far the policy has moved
+                actor_steps.append(optimizer_step(actor_optimizer, loss, args.max_grad_norm))
+                policy_stats.append(stats)
+            with torch.no_grad():  # only measurements: how far the policy has moved, what the critics knew
                 approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
+                errors = b_targets - critic(b_data["obs"]).mean(-1)
 
             # ALGO LOGIC: L passes of the critics towards the fixed targets
             time_3 = time.time()
-            v_losses, critic_norms = [], []
+            critic_steps, v_losses = [], []
             for _ in range(args.critic_epochs):
-                for mb_inds in torch.randperm(args.batch_size, device=device).split(args.minibatch_size):
-                    v_loss = ((critic(b_data["obs"][mb_inds]) - b_targets[mb_inds, None]) ** 2).mean()
-                    critic_norms.append(critic_optimizer.step(v_loss))
+                for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                    v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
+                    critic_steps.append(optimizer_step(critic_optimizer, v_loss, args.max_grad_norm))
                     v_losses.append(v_loss.item())
 
             # TRY NOT TO MODIFY: execute the game and log data
             time_4 = time.time()
             iteration, global_step = iteration + 1, global_step + args.batch_size
-            norms, kept, ratio_max, entropies = np.array(policy_stats).T
+            (actor_norms, actor_usable), (critic_norms, critic_usable) = zip(*actor_steps), zip(*critic_steps)
+            count_failures(failures, quantities[1], actor_usable)
+            count_failures(failures, quantities[2], critic_usable)
             mean_return, mean_length = np.mean(finished_episodes, axis=0) if finished_episodes else (math.nan, math.nan)
-            reused = slice(1, None) if args.update_epochs > 1 else slice(None)  # the first epoch keeps everything
+            reused = policy_stats[1:] or policy_stats  # the first epoch keeps everything
             metrics = {
                 "charts/episodic_return": mean_return,
                 "charts/episodic_length": mean_length,
                 "charts/SPS": (global_step - start_step) / (time.time() - start_time),
-                "charts/learning_rate": actor_optimizer.adam.param_groups[0]["lr"],
+                "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
                 "charts/diverged": env.diverged.item(),
                 "losses/value_loss": np.mean(v_losses),
-                "losses/explained_variance": 1.0 - np.mean(v_losses[-args.num_minibatches :]) / targets.var().item(),
-                "losses/entropy": entropies[0],
+                "losses/explained_variance": 1.0 - (errors.var() / b_targets.var()).item(),
+                "losses/entropy": policy_stats[0]["entropy"],
                 "losses/approx_kl": approx_kl,
-                "losses/clipfrac": 1.0 - kept.mean(),
-                "losses/effective_sample_ratio": kept[reused].mean(),
-                "losses/ratio_max": ratio_max[reused].mean(),
-                "losses/actor_grad_norm": norms.mean(),
+                "losses/clipfrac": 1.0 - np.mean([stats["kept"] for stats in policy_stats]),
+                "losses/effective_sample_ratio": np.mean([stats["kept"] for stats in reused]),
+                "losses/ratio_max": np.mean([stats["ratio_max"] for stats in reused]),
+                "losses/actor_grad_norm": np.mean(actor_norms),
                 "losses/critic_grad_norm": np.mean(critic_norms),
                 "losses/action_grad_norm": data["action_grads"].norm(dim=-1).mean().item(),
                 "losses/nonfinite_action_grads": (~finite).sum().item(),
-                "losses/skipped_updates": actor_optimizer.skipped + critic_optimizer.skipped,
+                "losses/skipped_updates": failures["skipped"],
                 "time/rollout": time_1 - time_0,
                 "time/backward": time_2 - time_1,
                 "time/actor": time_3 - time_2,
                 "time/critic": time_4 - time_3,
             }
             print_progress(args, global_step, metrics)
-            if args.eval_freq and iteration % args.eval_freq == 0:
-                metrics |= report_evaluation(actor, normalizer, args, device)
+            if args.eval_freq and iteration % args.eval_freq == 0 and not received:
+                print()
+                metrics |= report_evaluation(actor, normalizer, args)
             logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
-    except (TrainingFailed, ValueError) as error:
-        print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
-        return 1
-
-    print()
-    save_checkpoint()
-    if received:
-        print(f"resume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-    else:
-        logger.write(global_step, wall(), report_evaluation(actor, normalizer, args, device))
+        print()
+        save_checkpoint()
+        if received:
+            print(f"resume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            return 128 + received[0]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        logger.write(global_step, wall(), report_evaluation(actor, normalizer, args))
         if args.save_model:
             model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
             save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
         print(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
-    logger.writer.close()
-    env.close()
-    return 128 + received[0] if received else 0
+        return 0
+    except TrainingFailed as error:
+        print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        logger.writer.close()
+        env.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

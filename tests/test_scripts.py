@@ -115,6 +115,24 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path):
         assert_same_training(folders[0], folders[2])
 
 
+def test_an_evaluation_does_not_touch_the_training(tmp_path):
+    for name, frequency in (("with", 1), ("without", 0)):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, *TINY, "--total-timesteps", 96, "--eval-freq", frequency)
+    a, b = (torch.load(run_dir(tmp_path / name) / "checkpoint.pt", weights_only=True) for name in ("with", "without"))
+    assert all(torch.equal(a["actor"][name], b["actor"][name]) for name in a["actor"])
+    assert torch.equal(a["rng"], b["rng"]) and torch.equal(a["env"]["joint_q"], b["env"]["joint_q"])
+
+
+def test_flags_of_the_ablations(tmp_path):
+    ablations = "--update-epochs 1 --kl-coef 0 --ent-coef 0 --no-clip-gradient --critic-agg min --surrogate-coef 32"
+    output = run(tmp_path, *TINY, "--total-timesteps", 64, "--no-anneal-lr", *ablations.split())
+    assert "kl_coef: 0.0" in output and "ent_coef: 0.0" in output  # an explicit 0 wins over the task's default
+    rows = metrics(run_dir(tmp_path))
+    assert {float(row["learning_rate"]) for row in rows[:2]} == {5e-4}
+    assert {float(row["effective_sample_ratio"]) for row in rows[:2]} == {1.0}
+
+
 def wait_for_checkpoint(process, folder, iterations):
     """Until the run has written a checkpoint and gone on for at least one more iteration."""
     deadline = time.time() + 120
@@ -164,6 +182,7 @@ def test_signals_leave_a_checkpoint_and_say_how_to_go_on(tmp_path, number, code)
         ("--env-id hoper", ["env-id", "hoper", "hopper"]),
         ("--no-such-flag 1", ["no-such-flag"]),
         ("--seed one", ["seed", "one"]),
+        ("--seed -1", ["--seed", "expected 0", "got -1"]),
         ("--num-envs 0", ["--num-envs", "expected 1", "got 0"]),
         ("--gamma 1.5", ["--gamma", "0 to 1", "got 1.5"]),
         ("--kl-coef nan", ["--kl-coef", "expected 0", "got nan"]),
@@ -218,11 +237,17 @@ def test_a_loss_that_is_not_finite_is_skipped_then_ends_the_run(tmp_path):
     code = POISON.format(target="rpo.policy_loss", poisoned="(result[0] * torch.nan, result[1])", first=7, last=10**9)
     flags = [*TINY, "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
     output = run(tmp_path, *flags, expect=1, code=code)
-    assert "training failed: hopper, iteration 7: the gradient of the actor" in output, output
+    assert "training failed: hopper, iteration 13: the gradient of the actor" in output, output
     rows = metrics(run_dir(tmp_path))
-    assert [float(row["skipped_updates"]) for row in rows] == [0, 0, 0, 2, 4, 6, 8]
+    assert [float(row["skipped_updates"]) for row in rows] == [0, 0, 0, *range(2, 20, 2)]
     state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
-    assert state["iteration"] == 7 and all(x.isfinite().all() for x in state["actor"].values())
+    assert state["iteration"] == 12 and all(x.isfinite().all() for x in state["actor"].values())
+
+
+def test_a_return_without_a_single_usable_gradient_ends_the_run(tmp_path):
+    code = POISON.format(target="rpo.action_gradients", poisoned="result * torch.nan", first=3, last=10**9)
+    output = run(tmp_path, *TINY, "--total-timesteps", 32 * 20, "--exp-name", "x", expect=1, code=code)
+    assert "training failed: hopper, iteration 11: the gradient of the return" in output, output
 
 
 def test_broken_networks_end_the_run_with_a_message(tmp_path):
