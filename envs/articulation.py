@@ -226,8 +226,12 @@ def _check(articulation):
             raise ValueError(f"link {i} ({link.name}): parent must be -1 or an earlier link, got {link.parent}")
         if link.joint not in NUM_DOFS:
             raise ValueError(f"link {i} ({link.name}): joint must be one of {sorted(NUM_DOFS)}, got {link.joint}")
-        if link.joint == FREE and link.parent != -1:
-            raise ValueError(f"link {i} ({link.name}): a free joint must hang on the world, got parent {link.parent}")
+        if link.joint == FREE and i != 0:
+            raise ValueError(f"link {i} ({link.name}): only link 0 may have a free joint")
+        if link.joint in (PRISMATIC, REVOLUTE) and abs(np.linalg.norm(link.axis) - 1.0) > 1e-6:
+            raise ValueError(f"link {i} ({link.name}): axis must have unit length, got {link.axis}")
+        if abs(np.linalg.norm(link.rotation) - 1.0) > 1e-6:
+            raise ValueError(f"link {i} ({link.name}): rotation must be a unit quaternion, got {link.rotation}")
     for i, contact in enumerate(articulation.contacts):
         if not 0 <= contact.link < len(articulation.links):
             raise ValueError(f"contact {i}: link must be 0 .. {len(articulation.links) - 1}, got {contact.link}")

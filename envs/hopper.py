@@ -1,8 +1,9 @@
-"""Hopper: a one-legged planar robot that is to run along +x.  DFlex's version (AHAC fork), in numbers and in units.
+"""Hopper: a one-legged planar robot that is to run along +x, as in DFlex (AHAC fork, imgeorgiev/DiffRL @bb59db5).
 
-Robot: torso, thigh, shin and foot are capsules of density 1000 kg/m^3; three motors.  The three root joints keep the
-torso in the x-y plane (y is up) and carry armature and damping like the others: 1 kg or kg m^2, and 10 N s/m or
-N m s/rad.  The inertias of the upright capsules lack the parts about x and z, which do not matter in the plane.
+Robot: torso, thigh, shin and foot are capsules of density 1000 kg/m^3, driven by three motors.  The three root joints
+keep the torso in the x-y plane (y is up); they carry armature, 1 kg or kg m^2, and damping, 10 N s/m or N m s/rad,
+like the others.  Of the inertias of the upright capsules only the part about y is there, which is all that matters in
+the plane.  Each end of a capsule is a contact point: eight in all.
 
     action   motor (torque = 200 N m * action)      observation   meaning                           unit
     0        hip (thigh)                            0             height of the torso - 1.25        m
@@ -30,41 +31,55 @@ from envs.vector_env import VectorEnv
 
 # joint frames are z up, the world is y up: a quarter turn about -x
 Z_UP = (-(0.5**0.5), 0.0, 0.0, 0.5**0.5)
-HIP_LIMITS = KNEE_LIMITS = (-2.61799, 0.0)
-ANKLE_LIMITS = (-0.785398, 0.785398)
 
-# name, parent, joint type, axis
 LINKS = [
-    Link("root_x", -1, PRISMATIC, (1, 0, 0), rotation=Z_UP, armature=1.0),
-    Link("root_z", 0, PRISMATIC, (0, 0, 1), offset=(0, 0, 1.25), armature=1.0),
-    Link("torso", 1, REVOLUTE, (0, 1, 0), mass=3.665191429, inertia=(0, 0.06924593809, 0), armature=1.0),
+    Link("root_x", parent=-1, joint=PRISMATIC, axis=(1, 0, 0), rotation=Z_UP, armature=1.0),
+    Link("root_z", parent=0, joint=PRISMATIC, axis=(0, 0, 1), offset=(0, 0, 1.25), armature=1.0),
     Link(
-        *("thigh", 2, REVOLUTE, (0, -1, 0)),
+        name="torso",
+        parent=1,
+        joint=REVOLUTE,
+        axis=(0, 1, 0),
+        mass=3.665191429,
+        inertia=(0, 0.06924593809, 0),
+        armature=1.0,
+    ),
+    Link(
+        name="thigh",
+        parent=2,
+        joint=REVOLUTE,
+        axis=(0, -1, 0),
         offset=(0, 0, -0.2),
+        limits=(-2.61799, 0.0),
         mass=4.057890511,
         com=(0, 0, -0.225),
         inertia=(0, 0.09329875683, 0),
-        limits=HIP_LIMITS,
         damping=2.0,
         armature=1.0,
     ),
     Link(
-        *("shin", 3, REVOLUTE, (0, -1, 0)),
+        name="shin",
+        parent=3,
+        joint=REVOLUTE,
+        axis=(0, -1, 0),
         offset=(0, 0, -0.45),
+        limits=(-2.61799, 0.0),
         mass=2.781356696,
         com=(0, 0, -0.25),
         inertia=(0, 0.07230254017, 0),
-        limits=KNEE_LIMITS,
         damping=2.0,
         armature=1.0,
     ),
     Link(
-        *("foot", 4, REVOLUTE, (0, -1, 0)),
+        name="foot",
+        parent=4,
+        joint=REVOLUTE,
+        axis=(0, -1, 0),
         offset=(0, 0, -0.5),
+        limits=(-0.785398, 0.785398),
         mass=5.315574770,
         com=(0.06, 0, 0),
         inertia=(0.009242314259, 0.1035230806, 0.1035233369),
-        limits=ANKLE_LIMITS,
         damping=2.0,
         armature=1.0,
     ),
@@ -81,6 +96,8 @@ GROUND = {"stiffness": 2.0e4, "damping": 2.0e3, "friction_stiffness": 1.0e3, "fr
 
 
 class Hopper(VectorEnv):
+    """The task of this file; the methods are described in vector_env.py."""
+
     articulation = Articulation(
         links=LINKS,
         contacts=[ContactPoint(link, end, radius, **GROUND) for link, *ends, radius in CAPSULES for end in ends],
@@ -89,21 +106,20 @@ class Hopper(VectorEnv):
     num_obs, num_actions = 11, 3
     dt, substeps, mass_matrix_interval = 1.0 / 60.0, 16, 4
     max_episode_steps = 1000
-    motor_torque = 200.0
-    termination_height = -0.45
-    termination_angle = 0.524
+    motor_torque = 200.0  # N m
+    termination_height = -0.45  # m
+    pitch_scale = 0.524  # rad
 
     def actuate(self, action):
-        """The motors are the last three joints."""
-        return pad(self.motor_torque * action, (3, 0))
+        return pad(self.motor_torque * action, (3, 0))  # the motors are the last three joints
 
-    def observe(self, joint_q, joint_qd, action):
+    def observe(self, joint_q, joint_qd, last_action):
         return torch.cat([joint_q[:, 1:], joint_qd], dim=1)
 
     def reward(self, obs, action):
         h = (obs[:, 0] - (self.termination_height + 0.15)).clamp(-1.0, 0.3)
         height = torch.where(h < 0.0, -200.0 * h**2, h)
-        upright = 1.0 - (obs[:, 1] / self.termination_angle) ** 2
+        upright = 1.0 - (obs[:, 1] / self.pitch_scale) ** 2
         return obs[:, 5] + height + upright - 0.1 * (action**2).sum(dim=1)
 
     def is_terminal(self, obs):
@@ -113,4 +129,4 @@ class Hopper(VectorEnv):
         return self.uniform(6, 0.05), self.uniform(6, 0.05)
 
     def rest_state(self):
-        return self.constant([0.0] * 6), self.constant([0.0] * 6)
+        return torch.zeros(self.num_envs, 6, device=self.device), torch.zeros(self.num_envs, 6, device=self.device)

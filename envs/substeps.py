@@ -7,6 +7,8 @@ live for one substep only and share one set of buffers; the adjoint of each stor
 The launches are captured once and replayed by one call, on the CPU as on CUDA.
 """
 
+from dataclasses import dataclass
+
 import torch
 import warp as wp
 
@@ -15,6 +17,15 @@ from envs.forces import joint_forces, link_wrenches
 from envs.integrate import integrate_position, integrate_velocity
 from envs.kinematics import forward_kinematics
 from envs.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
+
+
+@dataclass
+class State:
+    """A Warp array with a gradient, and torch's views of both."""
+
+    array: wp.array
+    value: torch.Tensor
+    grad: torch.Tensor
 
 
 class Intermediates:
@@ -33,7 +44,7 @@ class Intermediates:
             self.tree_moment = allocate("tree_moment", wp.vec3, num_links)
             self.tree_inertia = allocate("tree_inertia", wp.mat33, num_links)
             self.H = allocate("H", float, num_dofs, num_dofs)
-            self.factor = allocate("factor", float, num_dofs, num_dofs)
+            self.factor = allocate(None, float, num_dofs, num_dofs)  # without a gradient, see mass_matrix.py
 
 
 class Substeps:
@@ -43,7 +54,7 @@ class Substeps:
         self.model, self.num_envs = model, num_envs
         self.num_dofs, self.num_links = articulation.num_dofs, len(articulation.links)
         self.h, self.interval = dt / substeps, mass_matrix_interval
-        self.device = model.link_mass.device
+        self.warp_device = model.link_mass.device
         self.grads = {}
         self.q = [self._state(articulation.num_coords) for _ in range(substeps + 1)]
         self.qd = [self._state(self.num_dofs) for _ in range(substeps + 1)]
@@ -54,61 +65,60 @@ class Substeps:
         ]
         self.forward_graph = self._capture(self._forward_substep, range(substeps))
         self.backward_graph = self._capture(self._backward_substep, reversed(range(substeps)))
+        wp.synchronize_device(self.warp_device)  # torch's stream does not wait for the buffers to be ready
 
     def forward(self, joint_q, joint_qd, joint_act):
         """(n, nq), (n, nv), (n, nv) -> the state after all substeps."""
         self._run_forward(joint_q, joint_qd, joint_act)
-        return self.q[-1].tensor.clone(), self.qd[-1].tensor.clone()
+        return self.q[-1].value.clone(), self.qd[-1].value.clone()
 
     def backward(self, joint_q, joint_qd, joint_act, grad_q, grad_qd):
         """The vector-Jacobian product of `forward` at the same inputs."""
         self._run_forward(joint_q, joint_qd, joint_act)
         # adjoint kernels add to the gradients of their inputs and clear those of their outputs
         for state in (self.q[0], self.qd[0], self.act):
-            state.grad_tensor.zero_()
-        self.q[-1].grad_tensor.copy_(grad_q)
-        self.qd[-1].grad_tensor.copy_(grad_qd)
+            state.grad.zero_()
+        self.q[-1].grad.copy_(grad_q)
+        self.qd[-1].grad.copy_(grad_qd)
         self._replay(self.backward_graph)
-        return tuple(state.grad_tensor.clone() for state in (self.q[0], self.qd[0], self.act))
+        return tuple(state.grad.clone() for state in (self.q[0], self.qd[0], self.act))
 
     def _run_forward(self, joint_q, joint_qd, joint_act):
-        self.q[0].tensor.copy_(joint_q)
-        self.qd[0].tensor.copy_(joint_qd)
-        self.act.tensor.copy_(joint_act)
+        self.q[0].value.copy_(joint_q)
+        self.qd[0].value.copy_(joint_qd)
+        self.act.value.copy_(joint_act)
         self._replay(self.forward_graph)
 
     def _capture(self, stages_of_substep, order):
-        with wp.ScopedCapture(device=self.device) as capture:
+        with wp.ScopedCapture(device=self.warp_device) as capture:
             for s in order:
                 stages_of_substep(s)
         return capture.graph
 
     def _replay(self, graph):
         # on CUDA the graph must run on torch's stream, between the copies in and out
-        stream = wp.stream_from_torch(torch.cuda.current_stream()) if self.device.is_cuda else None
+        stream = wp.stream_from_torch(self.act.value.device) if self.warp_device.is_cuda else None
         wp.capture_launch(graph, stream=stream)
 
     def _state(self, width):
-        """A Warp array with a gradient, and torch's view of both."""
-        array = wp.zeros((self.num_envs, width), dtype=float, device=self.device)
+        array = wp.zeros((self.num_envs, width), dtype=float, device=self.warp_device)
         array.grad = wp.zeros_like(array)
-        array.tensor, array.grad_tensor = wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad)
-        return array
+        return State(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
 
     def _allocate(self, name, dtype, *shape):
         """An array of its own for the value, the shared buffer of that name for its gradient."""
-        array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.device)
-        if name not in self.grads:
+        array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
+        if name is not None and name not in self.grads:
             self.grads[name] = wp.zeros_like(array)
-        array.grad = self.grads[name]
+        array.grad = self.grads.get(name)
         return array
 
     def _kinematics_and_forces(self, s):
         """The stages from the state to tau: (kernel, launch dimensions beside the environments, inputs, outputs)."""
-        x, q, qd, model = self.steps[s], self.q[s], self.qd[s], self.model
+        x, q, qd, model = self.steps[s], self.q[s].array, self.qd[s].array, self.model
         motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
         wrench_inputs = [model, x.link_pose, x.link_twist, x.link_bias]
-        force_inputs = [model, q, qd, self.act, x.motion_subspace, x.link_wrench]
+        force_inputs = [model, q, qd, self.act.array, x.motion_subspace, x.link_wrench]
         return [
             (forward_kinematics, (), [model, q, qd], motion),
             (link_wrenches, (self.num_links,), wrench_inputs, [x.link_wrench]),
@@ -123,7 +133,7 @@ class Substeps:
         ]
 
     def _integrate(self, s):
-        q, qd, new_q, new_qd = self.q[s], self.qd[s], self.q[s + 1], self.qd[s + 1]
+        (q, new_q), (qd, new_qd) = ([state.array for state in states[s : s + 2]] for states in (self.q, self.qd))
         return [
             (integrate_velocity, (self.num_dofs,), [self.h, qd, self.steps[s].joint_qdd], [new_qd]),
             (integrate_position, (self.num_links,), [self.model, self.h, q, new_qd], [new_q]),
@@ -152,7 +162,7 @@ class Substeps:
 
     def _forward(self, stages):
         for kernel, dim, inputs, outputs in stages:
-            wp.launch(kernel, (self.num_envs, *dim), inputs, outputs, device=self.device)
+            wp.launch(kernel, (self.num_envs, *dim), inputs, outputs, device=self.warp_device)
 
     def _adjoint(self, stages):
         """Propagate the gradients of the stages' outputs to those of their inputs, last stage first."""
@@ -164,7 +174,7 @@ class Substeps:
                 outputs=outputs,
                 adj_inputs=[_gradient(x) for x in inputs],
                 adj_outputs=[x.grad for x in outputs],
-                device=self.device,
+                device=self.warp_device,
                 adjoint=True,
             )
 

@@ -1,7 +1,6 @@
 """The vectorised environment: step, automatic reset, episode statistics, and where gradients flow.
 
-A subclass describes a task: its robot and `actuate`, `observe`, `reward`, `is_terminal`, `sample_state`,
-`rest_state`.  All tensors have one row per environment and live on `device`; everything is float32.
+All tensors have one row per environment and live on the environment's device; numbers are float32.
 """
 
 import gymnasium
@@ -10,40 +9,80 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.simulator import Simulator
+from envs.simulator import Simulator, resolve_device
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
     """`num_envs` copies of a task that are stepped together, with torch tensors in place of numpy arrays.
 
-    seed: of the environment's own generator; torch's global one is not touched.
+    device: "cpu", "cuda" or "cuda:1".
+    seed: of the environment's own generator; the global ones of torch, numpy and random are not touched.
     max_episode_steps: time limit of an episode in steps (default: the task's).
     stochastic_reset: False starts every episode in the task's rest state.
-    num_threads: of the simulator on the CPU (default: torch's number of threads).
+    num_threads: of the simulator on the CPU, at most one per 16 environments (default: torch's number of threads).
+
+    joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of articulation.py.
+    Wrong arguments raise ValueError or TypeError with the name of the argument, what was expected and what came.
+
+    A task is a subclass with the class attributes below and the six methods that follow __init__.
     """
 
+    articulation = None
+    num_obs = num_actions = None
+    dt = substeps = mass_matrix_interval = None  # s; substeps per step; substeps between rebuilds of the mass matrix
+    max_episode_steps = None
+
+    _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
+
     def __init__(self, num_envs, device="cpu", seed=1, max_episode_steps=None, stochastic_reset=True, num_threads=None):
-        _check_positive("num_envs", num_envs)
-        self.num_envs = num_envs
-        self.device = torch.device(device)
-        self.max_episode_steps = type(self).max_episode_steps if max_episode_steps is None else max_episode_steps
-        _check_positive("max_episode_steps", self.max_episode_steps)
+        self.num_envs = _whole_number("num_envs", num_envs)
+        self.device = resolve_device(device)
+        if max_episode_steps is not None:
+            self.max_episode_steps = _whole_number("max_episode_steps", max_episode_steps)
+        if num_threads is not None:
+            _whole_number("num_threads", num_threads)
         self.stochastic_reset = stochastic_reset
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": round(1.0 / self.dt)}
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.simulator = Simulator(
-            *(self.articulation, num_envs, self.dt, self.substeps, self.mass_matrix_interval, self.device, num_threads)
-        )
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.joint_q = self.joint_qd = self.last_action = None
+        self.generator = torch.Generator(self.device).manual_seed(_whole_number("seed", seed, at_least=0))
+        timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
+        self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
+        self.joint_q = self.joint_qd = None
+
+    def actuate(self, action):
+        """Joint forces and torques (N, nv) of an action (N, num_actions) in [-1, 1]."""
+        raise NotImplementedError
+
+    def observe(self, joint_q, joint_qd, last_action):
+        """Observation (N, num_obs) of a state; last_action (N, num_actions) is 0 at the start of an episode."""
+        raise NotImplementedError
+
+    def reward(self, obs, action):
+        """Reward (N,) of the observation after a step and the clamped action of that step."""
+        raise NotImplementedError
+
+    def is_terminal(self, obs):
+        """Whether the task has ended (N,) bool."""
+        raise NotImplementedError
+
+    def sample_state(self):
+        """A random initial state, (N, nq) and (N, nv), drawn with `uniform`."""
+        raise NotImplementedError
+
+    def rest_state(self):
+        """The initial state without noise, (N, nq) and (N, nv)."""
+        raise NotImplementedError
 
     def reset(self, *, seed=None, options=None):
-        """Start a new episode everywhere. Returns obs (N, num_obs) and an empty dict; `seed` restarts the generator."""
+        """Start a new episode everywhere. Returns obs (N, num_obs), without a gradient, and an empty dict.
+
+        seed restarts the generator; there are no options. The count of diverged environments begins again at 0.
+        """
         if seed is not None:
-            self.generator.manual_seed(seed)
+            self.generator.manual_seed(_whole_number("seed", seed, at_least=0))
         self.joint_q, self.joint_qd = self._new_state()
         self.last_action = torch.zeros(self.num_envs, self.num_actions, device=self.device)
         self.episode_return = torch.zeros(self.num_envs, device=self.device)
@@ -54,86 +93,102 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def step(self, action):
         """Advance every environment by one step of `dt`; those whose episode ends start a new one.
 
-        action (N, num_actions) in [-1, 1]; values outside are clamped and get no gradient.
+        action (N, num_actions) in [-1, 1]; values outside, also infinite ones, are clamped and get no gradient.
         Returns obs (N, num_obs), reward (N,), terminated (N,), truncated (N,) and infos:
             final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
-            episode {"r", "l"}       undiscounted return and length of the episodes that ended, where _episode is True
-            diverged                 how many environments have blown up so far.  Such an environment is terminated with
-                                     reward 0 and without a gradient; its final_obs is that of its new episode.
+            episode {"r", "l"}       undiscounted return and length so far, of a whole episode where _episode is True
+            _episode, _final_obs     (N,) where an episode ended
+            diverged                 how many environments have blown up since reset(): not finite or beyond 1e6.  Such
+                                     an environment is terminated with reward 0 and without a gradient; its final_obs
+                                     is that of its new episode.
         obs, reward and final_obs are differentiable with respect to the actions and states since the last detach().
+        Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.
         """
-        action = self._check_action(action).clamp(-1.0, 1.0)
-        joint_q, joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
-        new_q, new_qd = self._new_state()
-        self.joint_q = torch.where(diverged[:, None], new_q, joint_q)
-        self.joint_qd = torch.where(diverged[:, None], new_qd, joint_qd)
-        self.last_action = action
+        self._check_usable()
+        action = self._checked_action(action).clamp(-1.0, 1.0)
+        new_state = self._new_state()
+        diverged = self._advance(action, new_state)
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
+        terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
+        self._begin_episodes(terminated | truncated, new_state)
+        return self._observe(), reward, terminated, truncated, infos | {"final_obs": final_obs}
+
+    def _advance(self, action, new_state):
+        """Simulate one step; environments that blow up are put into their new state at once."""
+        joint_q, joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
+        self.joint_q = torch.where(diverged[:, None], new_state[0], joint_q)
+        self.joint_qd = torch.where(diverged[:, None], new_state[1], joint_qd)
+        self.last_action = action
         self.diverged = self.diverged + diverged.sum()
+        return diverged
 
-        # no gradient: the end of an episode is a comparison, and its statistics are only reported
-        with torch.no_grad():
-            episode_return = self.episode_return + reward
-            episode_length = self.episode_length + 1
-            terminated = self.is_terminal(final_obs) | diverged
-            truncated = (episode_length >= self.max_episode_steps) & ~terminated
-            done = terminated | truncated
-            self.episode_return = episode_return.masked_fill(done, 0.0)
-            self.episode_length = episode_length.masked_fill(done, 0)
+    @torch.no_grad()  # the end of an episode is a comparison, and its statistics are only reported
+    def _end_of_episodes(self, final_obs, reward, diverged):
+        self.episode_return = self.episode_return + reward
+        self.episode_length = self.episode_length + 1
+        terminated = self.is_terminal(final_obs) | diverged
+        truncated = (self.episode_length >= self.max_episode_steps) & ~terminated
+        done = terminated | truncated
+        episode = {"r": self.episode_return, "l": self.episode_length}
+        return (
+            terminated,
+            truncated,
+            {"episode": episode, "_episode": done, "_final_obs": done, "diverged": self.diverged},
+        )
 
+    def _begin_episodes(self, done, new_state):
         # the rows that start anew enter as constants; where() leaves the gradient of the other rows as it is
-        self.joint_q = torch.where(done[:, None], new_q, self.joint_q)
-        self.joint_qd = torch.where(done[:, None], new_qd, self.joint_qd)
+        self.joint_q = torch.where(done[:, None], new_state[0], self.joint_q)
+        self.joint_qd = torch.where(done[:, None], new_state[1], self.joint_qd)
         self.last_action = torch.where(done[:, None], 0.0, self.last_action)
-        infos = {
-            "final_obs": final_obs,
-            "_final_obs": done,
-            "episode": {"r": episode_return, "l": episode_length},
-            "_episode": done,
-            "diverged": self.diverged,
-        }
-        return self._observe(), reward, terminated, truncated, infos
+        self.episode_return = self.episode_return.masked_fill(done, 0.0)
+        self.episode_length = self.episode_length.masked_fill(done, 0)
 
     def detach(self):
         """Cut the autograd graph at the current state, which does not change. Returns the observation."""
-        self._check_started()
+        self._check_usable()
         # the next rollout differentiates from here: what led to this state is a constant for it
         self.joint_q, self.joint_qd = self.joint_q.detach(), self.joint_qd.detach()
         self.last_action = self.last_action.detach()
         return self._observe()
 
     def set_state(self, joint_q, joint_qd):
-        """Put every environment into the given state (N, nq), (N, nv), keeping the gradients of these tensors.
+        """Put the environments into copies of the given state (N, nq), (N, nv), keeping the gradients of these tensors.
 
         Episode lengths and returns go on. Layout: articulation.py; the quaternion of a free joint has unit length.
         """
-        self._check_started()
+        self._check_usable()
         self._check_tensor("joint_q", joint_q, self.articulation.num_coords)
         self._check_tensor("joint_qd", joint_qd, self.articulation.num_dofs)
-        self.joint_q, self.joint_qd = joint_q, joint_qd
+        self.joint_q, self.joint_qd = joint_q.clone(), joint_qd.clone()
 
     def state_dict(self):
-        """Everything that a bit-exact continuation needs: tensors without gradients."""
-        self._check_started()
-        return {name: getattr(self, name).detach().clone() for name in self._STATE} | {
-            "generator": self.generator.get_state()
-        }
+        """Everything that a bit-exact continuation needs, as tensors without gradients."""
+        self._check_usable()
+        state = {name: getattr(self, name).detach().clone() for name in self._STATE}
+        return state | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
+        """Continue from a state_dict() of the same task, number of environments and kind of device."""
+        if self.joint_q is None:
+            self.reset()
         if set(state) != {*self._STATE, "generator"}:
             raise ValueError(f"state: expected the keys {[*self._STATE, 'generator']}, got {sorted(state)}")
-        if len(state["joint_q"]) != self.num_envs:
-            raise ValueError(f"state: expected {self.num_envs} environments, got {len(state['joint_q'])}")
         for name in self._STATE:
-            setattr(self, name, state[name].to(self.device).clone())
+            ours, theirs = getattr(self, name), state[name]
+            if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+                expected, got = (f"{tuple(x.shape)} {x.dtype}" for x in (ours, theirs))
+                raise ValueError(f"state: expected {name} of {self.num_envs} environments, {expected}, got {got}")
+        if state["generator"].shape != self.generator.get_state().shape:
+            raise ValueError(f"state: expected a generator on {self.device.type}, got that of another kind of device")
         self.generator.set_state(state["generator"].cpu())
-
-    _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
+        for name in self._STATE:
+            setattr(self, name, state[name].to(self.device, copy=True))
 
     def render(self, index=0):
         """A picture of environment `index` as uint8 (H, W, 3)."""
-        raise NotImplementedError("render: pictures are not available yet for this environment")
+        raise NotImplementedError("render: there are no pictures of this environment yet")
 
     def close_extras(self, **kwargs):
         self.simulator.close()
@@ -141,9 +196,6 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def uniform(self, width, bound):
         """(N, width) uniform in [-bound, bound], from the environment's own generator."""
         return bound * (2.0 * torch.rand(self.num_envs, width, generator=self.generator, device=self.device) - 1.0)
-
-    def constant(self, row):
-        return torch.tensor(row, device=self.device).expand(self.num_envs, -1)
 
     def _new_state(self):
         """One fresh state per environment, used only where an episode begins: the generator advances the same way
@@ -153,12 +205,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def _observe(self):
         return self.observe(self.joint_q, self.joint_qd, self.last_action)
 
-    def _check_started(self):
+    def _check_usable(self):
+        if self.closed:
+            raise RuntimeError("the environment is closed")
         if self.joint_q is None:
             raise RuntimeError("the environment has no state yet: call reset() first")
 
-    def _check_action(self, action):
-        self._check_started()
+    def _checked_action(self, action):
         self._check_tensor("action", action, self.num_actions)
         if action.isnan().any():
             rows = action.isnan().any(dim=1).nonzero().flatten().tolist()
@@ -173,10 +226,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
         if x.dtype != torch.float32:
             raise TypeError(f"{name}: expected torch.float32, got {x.dtype}")
-        if x.device.type != self.device.type:
+        if x.device != self.device:
             raise ValueError(f"{name}: expected a tensor on {self.device}, got one on {x.device}")
 
 
-def _check_positive(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+def _whole_number(name, value, at_least=1):
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
+    return value

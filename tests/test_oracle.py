@@ -1,33 +1,57 @@
-"""The physics against MuJoCo's, for a robot with every joint type that the tasks use; without contact."""
+"""The physics against MuJoCo's, for a robot with free, revolute and prismatic joints; contact against its formula."""
 
 import numpy as np
 import pytest
 import torch
 
-from envs.articulation import FREE, PRISMATIC, REVOLUTE, Articulation, Link
+from envs.articulation import FIXED, FREE, PRISMATIC, REVOLUTE, Articulation, ContactPoint, Link
 from envs.simulator import Simulator
 
 mujoco = pytest.importorskip("mujoco")
 
 TURNED = (0.5, -0.5, 0.1, 0.7)  # a quaternion xyzw like any other, made unit below
 TURNED = tuple(np.array(TURNED) / np.linalg.norm(TURNED))
-TILTED = (0.6, 0.0, 0.8)
 
 ROBOT = Articulation(
     links=[
         Link("base", -1, FREE, mass=3.0, com=(0.05, -0.1, 0.02), inertia=(0.05, 0.04, 0.06)),
         Link(
-            *("upper", 0, REVOLUTE, TILTED, (0.2, 0.1, -0.3), TURNED),
-            **{"mass": 1.5, "com": (0.0, 0.2, 0.05), "inertia": (0.02, 0.01, 0.015), "armature": 0.1},
-            **{"stiffness": 5.0, "damping": 0.3, "target": 0.4, "limit_damping": 0.0},
+            name="upper",
+            parent=0,
+            joint=REVOLUTE,
+            axis=(0.6, 0.0, 0.8),
+            offset=(0.2, 0.1, -0.3),
+            rotation=TURNED,
+            mass=1.5,
+            com=(0.0, 0.2, 0.05),
+            inertia=(0.02, 0.01, 0.015),
+            armature=0.1,
+            stiffness=5.0,
+            damping=0.3,
+            target=0.4,
+            limit_damping=0.0,
         ),
         Link(
-            *("rod", 1, PRISMATIC, (0.0, 1.0, 0.0), (0.0, 0.3, 0.0)),
-            **{"mass": 0.7, "com": (0.1, 0.0, 0.0), "inertia": (0.004, 0.006, 0.005), "limit_damping": 0.0},
+            name="rod",
+            parent=1,
+            joint=PRISMATIC,
+            axis=(0.0, 1.0, 0.0),
+            offset=(0.0, 0.3, 0.0),
+            mass=0.7,
+            com=(0.1, 0.0, 0.0),
+            inertia=(0.004, 0.006, 0.005),
+            limit_damping=0.0,
         ),
         Link(
-            *("arm", 0, REVOLUTE, (0.0, 0.0, 1.0), (-0.2, 0.0, 0.1)),
-            **{"mass": 0.9, "com": (0.0, -0.15, 0.0), "inertia": (0.01, 0.003, 0.008), "limit_damping": 0.0},
+            name="arm",
+            parent=0,
+            joint=REVOLUTE,
+            axis=(0.0, 0.0, 1.0),
+            offset=(-0.2, 0.0, 0.1),
+            mass=0.9,
+            com=(0.0, -0.15, 0.0),
+            inertia=(0.01, 0.003, 0.008),
+            limit_damping=0.0,
         ),
     ]
 )
@@ -59,51 +83,118 @@ def random_state(seed):
     return q, rng.normal(size=9), actuation
 
 
+class Comparison:
+    """One state in both simulators. MuJoCo's free joint: velocity of the body's origin in world axes, then the angular
+    velocity in the body's; ours: spatial twist (angular; linear) about the simulator's reference point."""
+
+    def __init__(self, seed, dt=1e-4):
+        q, qvel, actuation = random_state(seed)
+        self.model = mujoco_model(ROBOT)
+        self.data = mujoco.MjData(self.model)
+        self.data.qpos = np.concatenate([q[:3], q[[6, 3, 4, 5]], q[7:]])  # MuJoCo's quaternions are wxyz
+        self.data.qvel, self.data.qfrc_applied = qvel, actuation
+        mujoco.mj_forward(self.model, self.data)
+        self.R = self.data.xmat[1].reshape(3, 3)
+        self.w, self.v_p = self.R @ qvel[3:6], qvel[:3]
+        qd = np.concatenate([self.w, self.v_p - np.cross(self.w, q[:3]), qvel[6:]])
+        simulator = Simulator(ROBOT, 1, dt, 1, 1)
+        state = (torch.tensor(x, dtype=torch.float32)[None] for x in (q, qd, actuation))
+        self.new_q, self.new_qd, _ = (x.numpy()[0] for x in simulator.step(*state))
+        self.inside = simulator.batches[0].steps[0]
+        self.origin = q[:3] * [1.0, 0.0, 1.0]
+        self.p = q[:3] - self.origin
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_kinematics_mass_matrix_and_acceleration(seed):
-    q, qvel, force = random_state(seed)
-    model = mujoco_model(ROBOT)
-    data = mujoco.MjData(model)
-    data.qpos = np.concatenate([q[:3], q[[6, 3, 4, 5]], q[7:]])  # MuJoCo's quaternions are wxyz
-    data.qvel, data.qfrc_applied = qvel, force
-    mujoco.mj_forward(model, data)
+def test_link_poses(seed):
+    both = Comparison(seed)
+    for pose, position, quaternion in zip(both.inside.link_pose.numpy()[0], both.data.xpos[1:], both.data.xquat[1:]):
+        # float32 against float64: 1e-5 of the values' scale, which is 1
+        assert np.allclose(pose[:3] + both.origin, position, atol=1e-5)
+        same_sign = np.sign(pose[6] * quaternion[0])
+        assert np.allclose(pose[[6, 3, 4, 5]] * same_sign, quaternion, atol=1e-5)
 
-    # MuJoCo's free joint: velocity of the body's origin in world axes, angular velocity in the body's
-    R = data.xmat[1].reshape(3, 3)
-    w, v_p = R @ qvel[3:6], qvel[:3]
-    ours_qd = np.concatenate([w, v_p - np.cross(w, q[:3]), qvel[6:]])
-    simulator = Simulator(ROBOT, 1, 1e-4, 1, 1)
-    simulator.step(*(torch.tensor(x, dtype=torch.float32)[None] for x in (q, ours_qd, force)))
-    inside = simulator.batches[0].steps[0]
-    origin = q[:3] * [1.0, 0.0, 1.0]  # the simulator's reference point
-    p = q[:3] - origin
 
-    # float32 against float64: 1e-5 of the values' scale
-    poses = inside.link_pose.numpy()[0]
-    for i in range(4):
-        assert np.allclose(poses[i, :3] + origin, data.xpos[i + 1], atol=1e-5)
-        same_sign = np.sign(poses[i, 6] * data.xquat[i + 1, 0])
-        assert np.allclose(poses[i, [6, 3, 4, 5]] * same_sign, data.xquat[i + 1], atol=1e-5)
-
-    # ours = T theirs, hence H_theirs = T' H_ours T
+@pytest.mark.parametrize("seed", range(5))
+def test_mass_matrix(seed):
+    both = Comparison(seed)
+    # our velocities = T theirs, hence H_theirs = T' H_ours T
     T = np.eye(9)
     T[:6, :6] = 0.0
-    T[0:3, 3:6] = R
+    T[0:3, 3:6] = both.R
     T[3:6, 0:3] = np.eye(3)
-    T[3:6, 3:6] = np.cross(p, R, axisb=0, axisc=0)  # v = v_p - w x p = v_p + p x w
-    H = inside.H.numpy()[0]
+    T[3:6, 3:6] = np.cross(both.p, both.R, axisb=0, axisc=0)  # v = v_p - w x p = v_p + p x w
+    H = both.inside.H.numpy()[0]
     H = np.tril(H) + np.tril(H, -1).T
     M = np.zeros((9, 9))
-    mujoco.mj_fullM(model, data, M)
-    M -= np.diag(model.dof_armature)
+    mujoco.mj_fullM(both.model, both.data, M)
+    M -= np.diag(both.model.dof_armature)
     assert np.allclose(T.T @ H @ T, M, atol=1e-5 * np.abs(M).max())
 
+
+@pytest.mark.parametrize("seed", range(5))
+def test_acceleration(seed):
+    both = Comparison(seed)
+    qdd = both.inside.joint_qdd.numpy()[0]
     # a_p = dv + dw x p + w x v_p, and MuJoCo differentiates the angular velocity in the body's axes
-    qdd = inside.joint_qdd.numpy()[0]
-    a_p = qdd[3:6] + np.cross(qdd[:3], p) + np.cross(w, v_p)
-    theirs = np.concatenate([R.T @ qdd[:3], a_p, qdd[6:]])
-    expected = np.concatenate([data.qacc[3:6], data.qacc[:3], data.qacc[6:]])
-    assert np.allclose(theirs, expected, atol=2e-5 * np.abs(expected).max())
+    a_p = qdd[3:6] + np.cross(qdd[:3], both.p) + np.cross(both.w, both.v_p)
+    ours = np.concatenate([a_p, both.R.T @ qdd[:3], qdd[6:]])
+    # float32, and the solve loses another digit
+    assert np.allclose(ours, both.data.qacc, atol=2e-5 * np.abs(both.data.qacc).max())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_positions_follow_the_new_velocities(seed):
+    h = 1e-3
+    both = Comparison(seed, dt=h)
+    w, p_old = both.new_qd[:3].astype(float), both.p + both.origin
+    v_p = both.new_qd[3:6] + np.cross(w, p_old)
+    qpos = both.data.qpos.copy()
+    mujoco.mj_integratePos(both.model, qpos, np.concatenate([v_p, both.R.T @ w, both.new_qd[6:]]), h)
+    ours = np.concatenate([both.new_q[:3], both.new_q[[6, 3, 4, 5]], both.new_q[7:]])
+    ours[3:7] *= np.sign(ours[3] * qpos[3])
+    # ours is Euler's step of the quaternion, MuJoCo's the exact turn: they differ by (|w| h)^2 / 8 < 2e-6
+    assert np.allclose(ours, qpos, atol=5e-6)
+    assert np.abs(qpos - both.data.qpos).max() > 5e-4  # a step that did not move would be found out
+
+
+def test_ground_contact_of_a_ball_in_three_dimensions():
+    """f_n = ke d + kd d max(-u_y, 0) and f_t = -u_t / |u_t| min(kf |u_t|, mu ke d), from the wrench of one substep."""
+    ke, kd, kf, mu, radius, mass = 2e4, 1e3, 50.0, 0.6, 0.1, 2.0
+    ball = Link("ball", -1, FREE, mass=mass, inertia=(0.01, 0.01, 0.01))
+    robot = Articulation([ball], [ContactPoint(0, (0.0, 0.0, 0.0), radius, ke, kd, kf, mu)])
+    depth, w = 0.003, np.array([2.0, 1.0, -3.0])
+    for v in ([0.4, -0.5, -0.3], [0.4, 0.5, -0.3], [4.0, -0.5, 3.0]):  # sinking and sticking, rising, sliding
+        p = np.array([0.0, radius - depth, 0.0])
+        q, qd = np.concatenate([p, TURNED]), np.concatenate([w, v - np.cross(w, p)])
+        simulator = Simulator(robot, 1, 1e-4, 1, 1)
+        simulator.step(*(torch.tensor(x, dtype=torch.float32)[None] for x in (q, qd, np.zeros(6))))
+        u = v + np.cross(w, [0.0, -radius, 0.0])  # of the lowest point of the ball
+        slip = np.array([u[0], 0.0, u[2]])
+        friction = -slip / np.linalg.norm(slip) * min(kf * np.linalg.norm(slip), mu * ke * depth)
+        force = np.array([0.0, ke * depth + kd * depth * max(-u[1], 0.0), 0.0]) + friction
+        lowest = p - [0.0, radius, 0.0]
+        weight = np.concatenate([np.zeros(3), [0.0, -9.81 * mass, 0.0]])
+        a_bias = np.cross(w, v)  # the twist's own change: classical acceleration with zero spatial acceleration
+        inertial = np.concatenate([np.cross(p, mass * a_bias), mass * a_bias])
+        expected = inertial - weight - np.concatenate([np.cross(lowest, force), force])
+        ours = simulator.batches[0].steps[0].link_wrench.numpy()[0, 0]
+        assert np.allclose(ours, expected, atol=1e-5 * np.abs(expected).max()), v
+
+
+def test_a_fixed_joint_welds():
+    """A body made of two welded links moves like the one with their joint mass, centre and inertia."""
+    offset, m1, m2 = np.array([0.0, 0.4, 0.0]), 2.0, 3.0
+    welded = [Link("a", -1, FREE, mass=m1, inertia=(0.1, 0.2, 0.3)), Link("b", 0, FIXED, offset=tuple(offset), mass=m2)]
+    com = offset * m2 / (m1 + m2)
+    extra = m1 * com[1] ** 2 + m2 * (offset - com)[1] ** 2
+    merged = [Link("ab", -1, FREE, mass=m1 + m2, com=tuple(com), inertia=(0.1 + extra, 0.2, 0.3 + extra))]
+    state = [torch.randn(1, n, generator=torch.Generator().manual_seed(0)) for n in (7, 6)]
+    state[0][:, 3:] /= state[0][:, 3:].norm()
+    results = [
+        Simulator(Articulation(links), 1, 0.01, 4, 4).step(*state, torch.zeros(1, 6)) for links in (welded, merged)
+    ]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(results[0][:2], results[1][:2]))
 
 
 def test_gradient_through_a_free_joint_matches_central_differences():
@@ -129,11 +220,11 @@ def test_gradient_through_a_free_joint_matches_central_differences():
 
 
 def test_distance_does_not_cost_accuracy():
-    """The same motion 200 m from the origin; about the world origin float32 would be off by more than 0.01."""
+    """The same motion 250 m from the origin; about the world origin float32 would be off by more than 0.01."""
     results = []
     for x in (0.0, 200.0):
         q, qd, act = (torch.tensor(values, dtype=torch.float64) for values in random_state(1))
-        q[:3] = torch.tensor([x, 1.0, 0.0])
+        q[:3] = torch.tensor([x, 1.0, -0.75 * x])
         velocity = qd[3:6].clone()
         qd[3:6] = velocity - torch.linalg.cross(qd[:3], q[:3])
         new_q, new_qd, _ = Simulator(ROBOT, 1, 1 / 60, 16, 16).step(*(y.float()[None] for y in (q, qd, act)))
@@ -148,7 +239,9 @@ def test_distance_does_not_cost_accuracy():
     [
         ([Link("a", 0, REVOLUTE)], ["link 0 (a)", "parent", "got 0"]),
         ([Link("a", -1, 7)], ["joint", "got 7"]),
-        ([Link("a", -1, REVOLUTE), Link("b", 0, FREE)], ["link 1 (b)", "free joint", "got parent 0"]),
+        ([Link("a", -1, REVOLUTE, (0, 0, 1)), Link("b", 0, FREE)], ["link 1 (b)", "free joint"]),
+        ([Link("a", -1, REVOLUTE, (0, 0, 2))], ["link 0 (a)", "axis", "unit length", "(0, 0, 2)"]),
+        ([Link("a", -1, FREE, rotation=(0, 0, 0, 2))], ["rotation", "unit quaternion"]),
     ],
 )
 def test_a_wrong_table_is_refused(links, words):

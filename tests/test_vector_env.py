@@ -1,5 +1,8 @@
 """The environment interface: episodes, resets, gradients across them, state, seeds, divergence, bad input."""
 
+import gc
+import random
+import weakref
 from pathlib import Path
 
 import gymnasium
@@ -9,6 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import envs
+from envs.hopper import Hopper
+from envs.simulator import resolve_device
 
 
 def make(num_envs=4, **options):
@@ -57,7 +62,9 @@ def test_episodes_end_where_dflex_ends_them():
     env = make(4, max_episode_steps=int(golden["episode_length"]), stochastic_reset=False)
     env.episode_length = torch.tensor(golden["progress0"])
     for t, action in enumerate(torch.tensor(golden["actions"])):
+        length = env.episode_length + 1
         obs, _, terminated, truncated, infos = env.step(action)
+        assert torch.equal(infos["episode"]["l"], length)
         assert np.array_equal(terminated, golden["termination"][t])
         assert np.array_equal(truncated, golden["truncation"][t] & ~golden["termination"][t])
         assert np.array_equal(env.episode_length, golden["progress"][t])
@@ -130,11 +137,27 @@ def test_detach_cuts_the_graph_and_keeps_the_state():
     assert torch.autograd.grad(reward.sum(), [first, second], allow_unused=True)[0] is None
 
 
+def test_reset_cuts_the_graph():
+    env = make(2)
+    env.step(torch.zeros(2, 3, requires_grad=True))
+    assert env.joint_q.requires_grad
+    obs, _ = env.reset()
+    assert not obs.requires_grad and not env.joint_q.requires_grad and not env.episode_length.any()
+
+
 def test_no_grad_records_nothing():
     env = make(2)
     with torch.no_grad():
         obs, reward, *_, infos = env.step(torch.zeros(2, 3, requires_grad=True))
     assert not any(x.requires_grad for x in (obs, reward, infos["final_obs"], env.joint_q))
+
+
+def test_a_deleted_environment_gives_its_buffers_back():
+    env = make(2)
+    buffer = weakref.ref(env.simulator.batches[0].q[0].array)
+    del env
+    gc.collect()
+    assert buffer() is None
 
 
 def test_actions_outside_are_clamped_without_a_gradient():
@@ -165,14 +188,25 @@ def trajectory(env, steps=60):
 
 
 def test_seeds():
-    global_state = torch.get_rng_state()
+    global_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     a, b, c = (trajectory(make(8, seed=seed, max_episode_steps=20)) for seed in (3, 3, 4))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    assert torch.equal(global_state, torch.get_rng_state())
-    env = make(8, seed=4, max_episode_steps=20)
-    env.reset(seed=3)
-    first, _ = make(8, seed=3).reset(seed=3)
-    assert torch.equal(env.reset(seed=3)[0], first)
+    assert torch.equal(global_state[0], torch.get_rng_state())
+    assert (global_state[1] == np.random.get_state()[1]).all() and global_state[2] == random.getstate()
+    made, _ = envs.make("hopper", num_envs=8, seed=3).reset()
+    reset, _ = make(8, seed=4).reset(seed=3)
+    assert torch.equal(made, reset)
+
+
+def test_the_next_episode_does_not_depend_on_what_befell_the_others():
+    starts = []
+    for fallen in ([], [1]):
+        env = make(2, max_episode_steps=3)
+        env.set_state(*fallen_state(2, *fallen))
+        for _ in range(3):
+            obs, *_ = env.step(torch.zeros(2, 3))
+        starts.append(obs[0])
+    assert env.episode_length.tolist() == [0, 2] and torch.equal(*starts)
 
 
 def test_state_dict_resumes_bit_exactly(tmp_path):
@@ -184,6 +218,51 @@ def test_state_dict_resumes_bit_exactly(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "env.pt", weights_only=True))
     assert torch.equal(trajectory(other), expected)
     assert torch.equal(other.episode_return, env.episode_return)
+
+
+def test_state_dict_of_another_task_or_machine_is_refused_whole():
+    env = make(2)
+    before = env.state_dict()
+    for name, value in (("joint_q", torch.zeros(2, 9)), ("joint_qd", torch.zeros(2, 6).double())):
+        with pytest.raises(ValueError, match=name):
+            env.load_state_dict(before | {name: value})
+    with pytest.raises(ValueError, match="another kind of device"):
+        env.load_state_dict(before | {"generator": torch.zeros(16, dtype=torch.uint8), "joint_q": torch.ones(2, 6)})
+    assert all(torch.equal(before[name], value) for name, value in env.state_dict().items())
+
+
+class ActionInObservation(Hopper):
+    """Hopper with the last action in place of the first three entries of the observation."""
+
+    def observe(self, joint_q, joint_qd, last_action):
+        return torch.cat([last_action, joint_q[:, :2], joint_qd], dim=1)
+
+    def is_terminal(self, obs):
+        return obs[:, 4] < self.termination_height
+
+
+def test_last_action_is_observed_saved_and_forgotten_at_the_end():
+    env = ActionInObservation(2)
+    env.reset()
+    env.set_state(*fallen_state(2, 0))
+    action = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 2.0]])
+    obs, _, terminated, _, infos = env.step(action)
+    assert terminated.tolist() == [True, False]
+    assert torch.equal(infos["final_obs"][:, :3], action.clamp(-1, 1))
+    assert not obs[0, :3].any() and torch.equal(obs[1, :3], action[1].clamp(-1, 1))
+    other = ActionInObservation(2)
+    other.load_state_dict(env.state_dict())
+    assert torch.equal(other.detach(), obs)
+
+
+@pytest.mark.parametrize("x, diverged", [(0.9e6, 0), (1.1e6, 1)])
+def test_a_million_metres_are_the_limit(x, diverged):
+    env = make(1)
+    q, qd = fallen_state(1)
+    q[0, 0] = x
+    env.set_state(q, qd)
+    *_, infos = env.step(torch.zeros(1, 3))
+    assert infos["diverged"] == diverged
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), 1e9))
@@ -231,6 +310,37 @@ def test_a_step_after_a_divergence_has_clean_gradients():
     assert torch.equal(gradient(), clean)
 
 
+def closed(env):
+    env.close()
+    return env
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="device: expected 'cpu', because torch finds no CUDA device, got 'cuda'"):
+        envs.make("hopper", device="cuda")
+
+
+def test_cuda_gets_its_index(monkeypatch):
+    """Warp needs to know which of several GPUs is meant."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device("cuda") == torch.device("cuda:1") and resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu():
+    results = []
+    for device in ("cpu", "cuda"):
+        env = make(64, device=device)
+        q, qd = fallen_state(64)
+        env.set_state(q.to(env.device), qd.to(env.device))
+        actions = torch.linspace(-1, 1, 64 * 3).reshape(64, 3).to(env.device).requires_grad_()
+        total = sum(env.step(actions)[1].sum() for _ in range(4))
+        results.append([env.joint_q.detach().cpu(), torch.autograd.grad(total, actions)[0].cpu()])
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results))
+
+
 @pytest.mark.parametrize(
     "call, error, words",
     [
@@ -238,6 +348,13 @@ def test_a_step_after_a_divergence_has_clean_gradients():
         (lambda env: envs.make("hopper", num_envs=0), ValueError, ["num_envs", ">= 1", "0"]),
         (lambda env: envs.make("hopper", num_envs=2.0), ValueError, ["num_envs", "whole number", "2.0"]),
         (lambda env: envs.make("hopper", max_episode_steps=0), ValueError, ["max_episode_steps", ">= 1", "0"]),
+        (lambda env: envs.make("hopper", num_threads=0), ValueError, ["num_threads", ">= 1", "0"]),
+        (lambda env: envs.make("hopper", seed=1.5), ValueError, ["seed", "whole number", "1.5"]),
+        (lambda env: envs.make("hopper", device="tpu9"), ValueError, ["device", "'cpu'", "tpu9"]),
+        (lambda env: envs.make("hopper", device="meta"), ValueError, ["device", "'cpu'", "meta"]),
+        (lambda env: envs.make("hopper", horizon=3), TypeError, ["horizon"]),
+        (lambda env: env.reset(seed=-1), ValueError, ["seed", ">= 0", "-1"]),
+        (lambda env: closed(make(2)).step(torch.zeros(2, 3)), RuntimeError, ["closed"]),
         (lambda env: envs.make("hopper").step(torch.zeros(1, 3)), RuntimeError, ["reset()"]),
         (lambda env: env.step(np.zeros((2, 3))), TypeError, ["action", "torch tensor", "ndarray"]),
         (lambda env: env.step(torch.zeros(3)), ValueError, ["action", "(2, 3)", "(3,)"]),
@@ -245,6 +362,7 @@ def test_a_step_after_a_divergence_has_clean_gradients():
         (lambda env: env.step(torch.zeros(2, 3, device="meta")), ValueError, ["action", "cpu", "meta"]),
         (lambda env: env.step(torch.tensor([[0.0] * 3, [0, np.nan, 0]])), ValueError, ["action", "NaN", "1"]),
         (lambda env: env.set_state(torch.zeros(2, 5), torch.zeros(2, 6)), ValueError, ["joint_q", "(2, 6)", "(2, 5)"]),
+        (lambda env: env.set_state(torch.zeros(2, 6), torch.zeros(2, 6).double()), TypeError, ["joint_qd", "float64"]),
         (lambda env: env.load_state_dict({}), ValueError, ["state", "joint_q"]),
         (lambda env: env.load_state_dict(make(3).state_dict()), ValueError, ["2 environments", "3"]),
         (lambda env: env.render(), NotImplementedError, ["render"]),
