@@ -10,13 +10,12 @@ import torch
 import warp as wp
 
 
-def provenance(command, commit=None, date=None):
+def provenance(command, device, commit=None, date=None):
     """One line `# command, commit, device, cores, torch, warp, date`; the commit is by default the one checked out."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     fields = {
         "command": command,
         "commit": commit or current_commit(),
-        "device": device,
+        "device": cpu_name() if device == "cpu" else torch.cuda.get_device_name(device),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "warp": wp.__version__,

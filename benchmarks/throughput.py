@@ -80,7 +80,7 @@ def main():
         print("| " + " | ".join(f"{x:,}" if isinstance(x, int) else x for x in row.values()) + " |")
     if args.output:
         with open(args.output, "w", newline="") as file:
-            file.write(provenance("python " + " ".join(sys.argv)))
+            file.write(provenance("python " + " ".join(sys.argv), args.device))
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

@@ -79,6 +79,9 @@ def test_a_whole_run(tmp_path):
     assert float(rows[0]["learning_rate"]) == pytest.approx(5e-4)
     assert float(rows[9]["learning_rate"]) == pytest.approx(5e-4 * 0.02**0.9)
     assert list(folder.glob("events.out.tfevents.*"))
+    for name in ("actor_optimizer", "critic_optimizer"):
+        (settings,) = torch.load(folder / "checkpoint.pt", weights_only=True)[name]["param_groups"]
+        assert (settings["betas"], settings["eps"], settings["weight_decay"]) == ((0.7, 0.95), 1e-8, 0.01)
     model = torch.load(folder / "rpo_continuous.cleanrl_model", weights_only=True)
     assert model["normalizer"]["count"] == 1 + 10 * 5 * 8
 
