@@ -436,7 +436,7 @@ class Logger:
                 reader = csv.DictReader(file)
                 rows = [row for row in reader if row["SPS"] and int(row["global_step"]) <= global_step]
             self.columns = reader.fieldnames
-            self._append(self.path + ".tmp", rows)
+            self._append(self.path + ".tmp", rows, mode="w")
             os.replace(self.path + ".tmp", self.path)
 
     def write(self, global_step, wall, metrics):
@@ -447,8 +447,8 @@ class Logger:
         self.columns = self.columns or [*row, *map(self._column, EVAL_TAGS)]
         self._append(self.path, [row])
 
-    def _append(self, path, rows):
-        with open(path, "a", newline="") as file:
+    def _append(self, path, rows, mode="a"):
+        with open(path, mode, newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             if file.tell() == 0:
                 writer.writeheader()
