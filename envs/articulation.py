@@ -74,7 +74,7 @@ class Articulation:
     contacts: list[ContactPoint] = field(default_factory=list)
     gravity: tuple = (0.0, -9.81, 0.0)
     translates_along_x: bool = False
-    """the first joint slides freely along world x: its coordinate may be counted from any origin"""
+    """the first joint slides freely along world x: its coordinate may be counted from anywhere"""
 
     @property
     def num_coords(self) -> int:
@@ -232,6 +232,15 @@ def _check(articulation):
             raise ValueError(f"link {i} ({link.name}): axis must have unit length, got {link.axis}")
         if abs(np.linalg.norm(link.rotation) - 1.0) > 1e-6:
             raise ValueError(f"link {i} ({link.name}): rotation must be a unit quaternion, got {link.rotation}")
+        if np.size(link.inertia) not in (3, 9):
+            raise ValueError(f"link {i} ({link.name}): inertia must have 3 or 9 numbers, got {np.size(link.inertia)}")
+    root = articulation.links[0]
+    if articulation.translates_along_x:
+        axis = wp.quat_rotate(wp.quat(*root.rotation), wp.vec3(*root.axis))
+        if root.joint != PRISMATIC or not np.allclose(axis, (1.0, 0.0, 0.0), atol=1e-6):
+            raise ValueError(
+                f"link 0 ({root.name}): translates_along_x needs a prismatic joint along the world's x axis"
+            )
     for i, contact in enumerate(articulation.contacts):
         if not 0 <= contact.link < len(articulation.links):
             raise ValueError(f"contact {i}: link must be 0 .. {len(articulation.links) - 1}, got {contact.link}")

@@ -241,6 +241,7 @@ def test_distance_does_not_cost_accuracy():
         ([Link("a", -1, 7)], ["joint", "got 7"]),
         ([Link("a", -1, REVOLUTE, (0, 0, 1)), Link("b", 0, FREE)], ["link 1 (b)", "free joint"]),
         ([Link("a", -1, REVOLUTE, (0, 0, 2))], ["link 0 (a)", "axis", "unit length", "(0, 0, 2)"]),
+        ([Link("a", -1, FREE, inertia=(1, 1))], ["inertia", "3 or 9", "got 2"]),
         ([Link("a", -1, FREE, rotation=(0, 0, 0, 2))], ["rotation", "unit quaternion"]),
     ],
 )
@@ -248,3 +249,10 @@ def test_a_wrong_table_is_refused(links, words):
     with pytest.raises(ValueError) as caught:
         Simulator(Articulation(links), 1, 0.01, 1, 1)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_only_a_slide_along_x_can_move_the_reference_point():
+    for axis, joint in (((0, 1, 0), PRISMATIC), ((1, 0, 0), REVOLUTE)):
+        robot = Articulation([Link("cart", -1, joint, axis, mass=1.0)], translates_along_x=True)
+        with pytest.raises(ValueError, match="link 0 .cart.: translates_along_x"):
+            Simulator(robot, 1, 0.01, 1, 1)
