@@ -472,7 +472,7 @@ def print_progress(args, global_step, metrics):
 def main():
     args, state = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    wp.config.quiet = True  # no banner
+    wp.config.log_level = wp.LOG_WARNING  # no banner
 
     # TRY NOT TO MODIFY: seeding
     random.seed(args.seed)

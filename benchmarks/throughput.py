@@ -72,7 +72,7 @@ def measure(args, num_threads):
 
 def main():
     args = tyro.cli(Args)
-    wp.config.quiet = True
+    wp.config.log_level = wp.LOG_WARNING
     threads = sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())}) if args.device == "cpu" else [None]
     rows = [measure(args, num_threads) for num_threads in threads]
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
