@@ -29,6 +29,8 @@ class Args:
     """the command that made it"""
     commit: str | None = None
     """the commit it ran from; default: the one checked out"""
+    name: str | None = None
+    """name of the results file; default: <script>__<env_id>__<seed>"""
 
 
 def main():
@@ -40,7 +42,7 @@ def main():
     on_cuda = torch.load(args.run_dir / "checkpoint.pt", weights_only=True)["cuda_rng"] is not None
     env_id, script, seed, started = args.run_dir.resolve().name.split("__")
     date = datetime.date.fromtimestamp(int(started)).isoformat()
-    output = RESULTS / f"{script}__{env_id}__{seed}.csv"
+    output = RESULTS / f"{args.name or f'{script}__{env_id}__{seed}'}.csv"
     output.write_text(provenance(args.command, "cuda" if on_cuda else "cpu", args.commit, date) + text)
     print(output)
 
