@@ -26,9 +26,10 @@ Try:     python rpo_continuous.py --env-id hopper --num-envs 256 --total-timeste
 Train:   python rpo_continuous.py --env-id hopper --total-timesteps 10000000
          about 50 minutes on two CPU cores; return 5,480 and 5,540 (paper, twice the steps: 5,526 and 5,585)
 Resume:  python rpo_continuous.py --checkpoint runs/<run>/checkpoint.pt
-The numbers come from benchmarks/results; one seed each.
+The numbers come from benchmarks/results.
 """
 
+import contextlib
 import copy
 import csv
 import math
@@ -85,7 +86,7 @@ class Args:
     env_id: Literal[envs.ENV_IDS] = "hopper"
     """the task"""
     total_timesteps: int | None = None
-    """environment steps over all environments, a whole number of rollouts; default: the task's"""
+    """environment steps over all environments, rounded down to whole rollouts; default: the task's"""
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
@@ -351,7 +352,10 @@ def evaluate(actor, normalizer, args, deterministic):
     for _ in range(env.max_episode_steps):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
-        obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+        try:
+            obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+        except ValueError as error:  # the environment refuses an action that is not a number
+            raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
         results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
         finished |= first
@@ -359,20 +363,15 @@ def evaluate(actor, normalizer, args, deterministic):
     return results.unbind(1)
 
 
-EVAL_TAGS = [
-    f"eval/{kind}{name}" for kind in ("", "deterministic_") for name in ("episodic_return", "return_std", "length")
-]
-
-
 def report_evaluation(actor, normalizer, args):
-    scores = []
-    for kind in ("stochastic", "deterministic"):
+    metrics = {}
+    for kind, prefix in (("stochastic", "eval/"), ("deterministic", "eval/deterministic_")):
         returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic")
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
+        metrics |= {prefix + "episodic_return": mean, prefix + "return_std": std, prefix + "episodic_length": length}
         extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
-        print(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
-        scores += [mean, std, length]
-    return dict(zip(EVAL_TAGS, scores))
+        tell(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
+    return metrics
 
 
 # Arguments, checkpoints and logs
@@ -413,16 +412,26 @@ def parse_args():
 
 def create_run_dir(args):
     stamp = int(time.time())
-    while os.path.exists(run_dir := f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"):
-        stamp += 1  # another run has started in the same second
-    os.makedirs(run_dir)
-    return run_dir
+    while True:
+        run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"
+        try:
+            os.makedirs(run_dir)
+            return run_dir
+        except FileExistsError:  # another run has started in the same second
+            stamp += 1
 
 
 def save_atomically(state, path):
     """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
     torch.save(state, path + ".tmp")
     os.replace(path + ".tmp", path)
+
+
+COLUMNS = """global_step wall_s episodic_return episodic_length SPS learning_rate diverged value_loss explained_variance
+    entropy approx_kl clipfrac effective_sample_ratio ratio_max actor_grad_norm critic_grad_norm action_grad_norm
+    nonfinite_action_grads skipped_updates time_rollout time_backward time_actor time_critic
+    eval_episodic_return eval_return_std eval_episodic_length
+    eval_deterministic_episodic_return eval_deterministic_return_std eval_deterministic_episodic_length""".split()
 
 
 class Logger:
@@ -432,32 +441,35 @@ class Logger:
         self.writer = SummaryWriter(run_dir, purge_step=global_step + 1)
         table = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
         self.writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        self.path, self.columns = os.path.join(run_dir, "metrics.csv"), None
+        self.path, rows = os.path.join(run_dir, "metrics.csv"), []
         if os.path.exists(self.path):  # a resumed run does again what came after its checkpoint
             with open(self.path, newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if row["SPS"] and int(row["global_step"]) <= global_step]
-            self.columns = reader.fieldnames
-            self._append(self.path + ".tmp", rows, mode="w")
-            os.replace(self.path + ".tmp", self.path)
+                rows = [
+                    row for row in csv.DictReader(file) if row.get("SPS") and int(row["global_step"]) <= global_step
+                ]
+        with open(self.path + ".tmp", "w", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writeheader()
+        self._append(self.path + ".tmp", rows)
+        os.replace(self.path + ".tmp", self.path)
 
     def write(self, global_step, wall, metrics):
         row = {"global_step": str(global_step), "wall_s": f"{wall:.2f}"}
         for tag, value in metrics.items():
             self.writer.add_scalar(tag, value, global_step)
-            row[self._column(tag)] = f"{value:.7g}"
-        self.columns = self.columns or [*row, *map(self._column, EVAL_TAGS)]
+            row[tag.replace("charts/", "").replace("losses/", "").replace("/", "_")] = f"{value:.7g}"
         self._append(self.path, [row])
 
-    def _append(self, path, rows, mode="a"):
-        with open(path, mode, newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
+    def _append(self, path, rows):
+        with open(path, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS, restval="").writerows(rows)
 
-    def _column(self, tag):
-        return tag.replace("charts/", "").replace("losses/", "").replace("/", "_")
+
+def tell(text, end="\n"):
+    """Print, even after Ctrl-C has ended the `tee` that was reading: the checkpoint is still to be written."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_progress(args, global_step, metrics):
@@ -468,7 +480,7 @@ def print_progress(args, global_step, metrics):
         f"ETA {seconds // 60}:{seconds % 60:02d}  return {metrics['charts/episodic_return']:.1f}  "
         f"length {metrics['charts/episodic_length']:.0f}"
     )
-    print("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
+    tell("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n")
 
 
 def main():
@@ -506,7 +518,7 @@ def main():
             for name in ("actor", "normalizer") if args.eval_only else modules:
                 modules[name].load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            expected = f"one of {args.env_id} with {args.num_envs} environments on {device}"
+            expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
             usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
             report_evaluation(actor, normalizer, args)
@@ -544,7 +556,8 @@ def main():
     def on_signal(number, frame):
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        os.write(1, b"\nstopping after this iteration; again to stop at once\n")  # print() may be interrupted itself
+        with contextlib.suppress(OSError):  # not print(), which may just have been interrupted itself
+            os.write(2, b"\nstopping after this iteration; again to stop at once\n")
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -553,6 +566,7 @@ def main():
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.batch_size <= args.total_timesteps and not received:
+            iteration += 1
             # lr_k = lr (lr_end / lr)^(k / K)
             fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
             for optimizer, lr in ((actor_optimizer, args.learning_rate), (critic_optimizer, args.critic_learning_rate)):
@@ -600,7 +614,7 @@ def main():
 
             # TRY NOT TO MODIFY: execute the game and log data
             time_4 = time.time()
-            iteration, global_step = iteration + 1, global_step + args.batch_size
+            global_step += args.batch_size
             (actor_norms, actor_usable), (critic_norms, critic_usable) = zip(*actor_steps), zip(*critic_steps)
             count_failures(failures, quantities[1], actor_usable)
             count_failures(failures, quantities[2], critic_usable)
@@ -631,23 +645,24 @@ def main():
             }
             print_progress(args, global_step, metrics)
             if args.eval_freq and iteration % args.eval_freq == 0 and not received:
-                print()
+                tell("")
                 metrics |= report_evaluation(actor, normalizer, args)
             logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
-        print()
         save_checkpoint()
         if received:
-            print(f"resume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            tell(f"\nresume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
             return 128 + received[0]
         signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        logger.write(global_step, wall(), report_evaluation(actor, normalizer, args))
+        tell("")
+        metrics = report_evaluation(actor, normalizer, args)
+        logger.write(global_step, wall(), metrics)
         if args.save_model:
             model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
             save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
-        print(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
+        tell(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
         return 0
     except TrainingFailed as error:
         print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)

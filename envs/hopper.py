@@ -1,9 +1,9 @@
 """Hopper: a one-legged planar robot that is to run along +x, as in DFlex (AHAC fork, imgeorgiev/DiffRL @bb59db5).
 
 Robot: torso, thigh, shin and foot are capsules of density 1000 kg/m^3, driven by three motors.  The three root joints
-keep the torso in the x-y plane (y is up); they carry armature, 1 kg or kg m^2, and damping, 10 N s/m or N m s/rad,
-like the others.  Of the inertias of the upright capsules only the part about y is there, which is all that matters in
-the plane.  Each end of a capsule is a contact point: eight in all.
+keep the torso in the x-y plane (y is up).  All six carry armature, 1 kg or kg m^2, and damping, 10 N s/m or N m s/rad
+at the root and 12 N m s/rad at the motors.  Of the inertias of the upright capsules only the part about y is there,
+which is all that matters in the plane.  Each end of a capsule is a contact point: eight in all.
 
     action   motor (torque = 200 N m * action)      observation   meaning                           unit
     0        hip (thigh)                            0             height of the torso - 1.25        m

@@ -129,6 +129,8 @@ def resolve_device(device):
         raise ValueError(f"device: expected 'cpu', because torch finds no CUDA device, got {str(device)!r}")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device: expected an index below {torch.cuda.device_count()}, got {str(device)!r}")
     return torch.device("cpu") if device.type == "cpu" else device
 
 
@@ -143,7 +145,7 @@ class _SimulatorStep(torch.autograd.Function):
         return new_q, new_qd
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @torch.autograd.function.once_differentiable  # the adjoint kernels have no adjoint: second derivatives are refused
     def backward(ctx, grad_q, grad_qd):
         *inputs, diverged = ctx.saved_tensors
         grads = ctx.simulator.run(Substeps.backward, *inputs, grad_q, grad_qd)

@@ -179,6 +179,32 @@ def test_signals_leave_a_checkpoint_and_say_how_to_go_on(tmp_path, number, code)
     assert "done" in output and f"step {state['global_step'] + 32:,}/" in output
 
 
+def test_ctrl_c_leaves_a_checkpoint_when_the_reader_of_a_pipe_has_gone(tmp_path):
+    process = start(tmp_path, *TINY, "--total-timesteps", 10_000_000, "--checkpoint-freq", 2)
+    folder = wait_for_checkpoint(process, tmp_path, 2)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state["global_step"] == int(metrics(folder)[-1]["global_step"])
+
+
+def test_resuming_a_finished_run_and_going_on(tmp_path):
+    run(tmp_path, *TINY, "--total-timesteps", 64, "--eval-freq", 1)
+    folder = run_dir(tmp_path)
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert len(header) == len(set(header))
+    for total, rows in ((64, 3), (96, 4)):
+        run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--total-timesteps", total)
+        assert len(metrics(folder)) == rows and not metrics(folder)[-1]["SPS"]
+    # the checkpoint alone is enough
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "checkpoint.pt").rename(tmp_path / "elsewhere" / "checkpoint.pt")
+    for total, rows in ((96, 1), (128, 2)):
+        run(tmp_path, "--checkpoint", "elsewhere/checkpoint.pt", "--total-timesteps", total)
+        assert len(metrics(tmp_path / "elsewhere")) == rows
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -250,7 +276,7 @@ def test_a_loss_that_is_not_finite_is_skipped_then_ends_the_run(tmp_path):
 def test_a_return_without_a_single_usable_gradient_ends_the_run(tmp_path):
     code = POISON.format(target="rpo.action_gradients", poisoned="result * torch.nan", first=3, last=10**9)
     output = run(tmp_path, *TINY, "--total-timesteps", 32 * 20, "--exp-name", "x", expect=1, code=code)
-    assert "training failed: hopper, iteration 11: the gradient of the return" in output, output
+    assert "training failed: hopper, iteration 12: the gradient of the return" in output, output
 
 
 def test_broken_networks_end_the_run_with_a_message(tmp_path):

@@ -325,6 +325,9 @@ def test_cuda_gets_its_index(monkeypatch):
     """Warp needs to know which of several GPUs is meant."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="device: expected an index below 2, got 'cuda:2'"):
+        resolve_device("cuda:2")
     assert resolve_device("cuda") == torch.device("cuda:1") and resolve_device("cuda:0") == torch.device("cuda:0")
 
 
