@@ -22,7 +22,7 @@ asymmetric interval, and holds the policy near the one that collected the data b
     M, L             update_epochs, critic_epochs
 
 Try:     python rpo_continuous.py --env-id hopper --num-envs 256 --total-timesteps 1500000
-         about 7 minutes on two CPU cores; return 3,900, and 4,500 with the deterministic policy
+         about 7 minutes on two CPU cores; return 3,900, and 4,400 with the deterministic policy (three seeds)
 Train:   python rpo_continuous.py --env-id hopper --total-timesteps 10000000
          about 50 minutes on two CPU cores; return 5,480 and 5,540 (paper, twice the steps: 5,526 and 5,585)
 Resume:  python rpo_continuous.py --checkpoint runs/<run>/checkpoint.pt
