@@ -10,7 +10,7 @@ asymmetric interval, and holds the policy near the one that collected the data b
 
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u), reward
-    f_theta(eps; s)  pre_tanh u       u = mu + sigma * eps, eps ~ N(0, 1): the reparameterised sample
+    f_theta(eps; s)  u                u = mu + sigma * eps, eps ~ N(0, 1): the reparameterised sample
     eps_reg          eps_reg          the noise that makes the current policy emit the stored u
     R(tau)           returns          discounted soft return of the rollout, with the critic's value where it is cut
     grad_a R         action_grads     cached once per iteration, with respect to u: grad_u = (1 - a^2) grad_a; and u,
@@ -24,7 +24,7 @@ asymmetric interval, and holds the policy near the one that collected the data b
 Try:     python rpo_continuous.py --env-id hopper --num-envs 256 --total-timesteps 1500000
          about 7 minutes on two CPU cores; return 3,900, and 4,400 with the deterministic policy (three seeds)
 Train:   python rpo_continuous.py --env-id hopper --total-timesteps 10000000
-         about 50 minutes on two CPU cores; return 5,480 and 5,540 (paper, twice the steps: 5,526 and 5,585)
+         about 50 minutes on two CPU cores; return 5,480 and 5,540 (paper, about twice the steps: 5,526 and 5,585)
 Resume:  python rpo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 The numbers come from benchmarks/results.
 """
@@ -131,7 +131,7 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the paper's settings per task (tables 3 and 4)
+# the paper's settings per task (tables 3 and 4), and its budget, which it states only against PPO's: an estimate
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "ent_coef": 0.25, "kl_coef": 0.2},
 }
@@ -332,7 +332,7 @@ def optimizer_step(optimizer, loss, max_grad_norm):
 
 
 def count_failures(failures, quantity, usable):
-    """usable: for each use of `quantity` in this iteration, whether it was finite. Ten hopeless iterations end it."""
+    """usable: whether `quantity` was finite, each time in this iteration. Ten hopeless iterations end the run."""
     failures["skipped"] += len(usable) - sum(usable)
     failures[quantity] = 0 if any(usable) else failures[quantity] + 1
     if failures[quantity] == 10:

@@ -6,7 +6,7 @@
         tau         <- joint_forces(f, q, qd, act)
         H           <- mass_matrix(X, S)              every `mass_matrix_interval` substeps, and factorised
         qdd         <- H^-1 tau
-        q, qd       <- symplectic_euler(q, qd, qdd)
+        q, qd       <- integrate_velocity(qd, qdd), then integrate_position(q, qd)
 
 The derivative is Warp's adjoint of these kernels (for the solve: see mass_matrix.py).  It includes the path through a
 mass matrix that several substeps share.  autograd keeps only the state at the start of each environment step; the
