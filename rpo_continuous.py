@@ -134,6 +134,7 @@ class Args:
 # the paper's settings per task (tables 3 and 4), and its budget, which it states only against PPO's: an estimate
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "ent_coef": 0.25, "kl_coef": 0.2},
+    "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.25, "kl_coef": 0.2},
 }
 
 

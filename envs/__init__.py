@@ -7,10 +7,11 @@ mass_matrix.py, integrate.py, and simulator.py (one step, forward and backward).
 
 import difflib
 
+from envs.anymal import Anymal
 from envs.hopper import Hopper
 from envs.vector_env import VectorEnv
 
-_TASKS = {"hopper": Hopper}
+_TASKS = {"anymal": Anymal, "hopper": Hopper}
 ENV_IDS = tuple(_TASKS)
 
 
