@@ -7,11 +7,22 @@ mass_matrix.py, integrate.py, and simulator.py (one step, forward and backward).
 
 import difflib
 
+from envs.ant import Ant
 from envs.anymal import Anymal
+from envs.cartpole import Cartpole
+from envs.cheetah import Cheetah
 from envs.hopper import Hopper
+from envs.humanoid import Humanoid
 from envs.vector_env import VectorEnv
 
-_TASKS = {"anymal": Anymal, "hopper": Hopper}
+_TASKS = {
+    "hopper": Hopper,
+    "ant": Ant,
+    "anymal": Anymal,
+    "humanoid": Humanoid,
+    "cheetah": Cheetah,
+    "cartpole": Cartpole,
+}
 ENV_IDS = tuple(_TASKS)
 
 

@@ -85,6 +85,7 @@ LEGS = [
 # rad: HAA, HFE, KFE
 START_ANGLES = (0.03, 0.4, -0.8, -0.03, 0.4, -0.8, 0.03, -0.4, 0.8, -0.03, -0.4, 0.8)
 TOUCHING = [BODY] + [shape for _, touching, _ in LEGS for shape in touching]
+DRAWN = [shape for _, _, drawn in LEGS for shape in drawn]
 
 
 class Anymal(FloatingBase):
@@ -93,8 +94,8 @@ class Anymal(FloatingBase):
     articulation = Articulation(
         links=[BASE] + [link for links, _, _ in LEGS for link in links],
         contacts=end_contacts(TOUCHING, **GROUND),
+        shapes=TOUCHING + DRAWN,
     )
-    shapes = TOUCHING + [shape for _, _, drawn in LEGS for shape in drawn]
     num_obs, num_actions = 49, 12
     dt, substeps, mass_matrix_interval = 1.0 / 60.0, 16, 16
     max_episode_steps = 1000

@@ -22,6 +22,7 @@ FIXED, PRISMATIC, REVOLUTE, FREE = 0, 1, 2, 3
 NUM_COORDS = {FIXED: 0, PRISMATIC: 1, REVOLUTE: 1, FREE: 7}
 NUM_DOFS = {FIXED: 0, PRISMATIC: 1, REVOLUTE: 1, FREE: 6}
 IDENTITY = (0.0, 0.0, 0.0, 1.0)
+Z_UP = (-(0.5**0.5), 0.0, 0.0, 0.5**0.5)  # the orientation of a frame that is z up in the world, which is y up
 
 
 @dataclass
@@ -72,6 +73,8 @@ class Articulation:
 
     links: list[Link]
     contacts: list[ContactPoint] = field(default_factory=list)
+    shapes: list = field(default_factory=list)
+    """what it looks like, see shapes.py; the dynamics do not read them"""
     gravity: tuple = (0.0, -9.81, 0.0)
     translates_along_x: bool = False
     """the first joint slides freely along world x: its coordinate may be counted from anywhere"""

@@ -1,4 +1,4 @@
-"""What ant, anymal and humanoid have in common: a root that floats, one motor per joint, and one layout of observations.
+"""What ant, anymal and humanoid share: a floating root, one motor per joint, and one layout of observations.
 
 With n joints, all of them driven:
 
@@ -27,10 +27,8 @@ import math
 import torch
 from torch.nn.functional import normalize, pad
 
+from envs.articulation import Z_UP
 from envs.vector_env import VectorEnv
-
-# root frames are z up, the world is y up: a quarter turn about -x
-Z_UP = (-(0.5**0.5), 0.0, 0.0, 0.5**0.5)
 
 
 class FloatingBase(VectorEnv):

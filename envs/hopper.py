@@ -26,11 +26,9 @@ Reset: every coordinate and every velocity uniform in +-0.05.
 import torch
 from torch.nn.functional import pad
 
-from envs.articulation import PRISMATIC, REVOLUTE, Articulation, ContactPoint, Link
+from envs.articulation import PRISMATIC, REVOLUTE, Z_UP, Articulation, Link
+from envs.shapes import Capsule, end_contacts
 from envs.vector_env import VectorEnv
-
-# joint frames are z up, the world is y up: a quarter turn about -x
-Z_UP = (-(0.5**0.5), 0.0, 0.0, 0.5**0.5)
 
 LINKS = [
     Link("root_x", parent=-1, joint=PRISMATIC, axis=(1, 0, 0), rotation=Z_UP, armature=1.0),
@@ -85,12 +83,11 @@ LINKS = [
     ),
 ]
 
-# link, the two ends of its capsule, radius
-CAPSULES = [
-    (2, (0, 0, -0.2), (0, 0, 0.2), 0.05),
-    (3, (0, 0, -0.45), (0, 0, 0), 0.05),
-    (4, (0, 0, -0.5), (0, 0, 0), 0.04),
-    (5, (-0.135, 0, 0), (0.255, 0, 0), 0.06),
+SHAPES = [
+    Capsule(link=2, start=(0, 0, -0.2), end=(0, 0, 0.2), radius=0.05),
+    Capsule(link=3, start=(0, 0, -0.45), end=(0, 0, 0), radius=0.05),
+    Capsule(link=4, start=(0, 0, -0.5), end=(0, 0, 0), radius=0.04),
+    Capsule(link=5, start=(-0.135, 0, 0), end=(0.255, 0, 0), radius=0.06),
 ]
 GROUND = {"stiffness": 2.0e4, "damping": 2.0e3, "friction_stiffness": 1.0e3, "friction": 0.9}
 
@@ -100,7 +97,8 @@ class Hopper(VectorEnv):
 
     articulation = Articulation(
         links=LINKS,
-        contacts=[ContactPoint(link, end, radius, **GROUND) for link, *ends, radius in CAPSULES for end in ends],
+        contacts=end_contacts(SHAPES, **GROUND),
+        shapes=SHAPES,
         translates_along_x=True,
     )
     num_obs, num_actions = 11, 3
