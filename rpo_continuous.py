@@ -47,6 +47,7 @@ import torch
 import torch.nn as nn
 import tyro
 import warp as wp
+from PIL import Image
 from torch.nn.functional import softplus
 from torch.utils.tensorboard import SummaryWriter
 
@@ -71,6 +72,8 @@ class Args:
     """the wandb team"""
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
+    capture_video: bool = False
+    """write a video of one deterministic episode to the run folder at every evaluation, which the end is too"""
     checkpoint: str | None = None
     """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
     checkpoint_freq: int = 20
@@ -131,10 +134,15 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the paper's settings per task (tables 3 and 4), and its budget, which it states only against PPO's: an estimate
+# the paper's settings per task (tables 3 and 4); budgets: it states ANYmal's, the others are estimates
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "ent_coef": 0.25, "kl_coef": 0.2},
+    "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.25, "kl_coef": 0.2},
+    "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "ent_coef": 0.5, "kl_coef": 0.5},
+    # not in the paper
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
 }
 
 
@@ -342,15 +350,20 @@ def count_failures(failures, quantity, usable):
 
 # Evaluation
 @torch.no_grad()  # an evaluation learns nothing
-def evaluate(actor, normalizer, args, deterministic):
-    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs,)."""
+def evaluate(actor, normalizer, args, deterministic, frames=None):
+    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs,).
+
+    frames: a list that takes a picture of the first environment at every second step of that episode.
+    """
     device = normalizer.mean.device
     env = envs.make(args.env_id, num_envs=args.num_eval_envs, device=device, seed=args.seed + 1_000_000)
     noise = torch.Generator(device).manual_seed(args.seed)  # of its own: training must not notice an evaluation
     obs, _ = env.reset()
     results = torch.zeros(args.num_eval_envs, 2, device=device)
     finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
-    for _ in range(env.max_episode_steps):
+    for t in range(env.max_episode_steps):
+        if frames is not None and t % 2 == 0 and not finished[0]:
+            frames.append(env.render())  # before the step, which may reset the environment
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
@@ -364,15 +377,37 @@ def evaluate(actor, normalizer, args, deterministic):
     return results.unbind(1)
 
 
-def report_evaluation(actor, normalizer, args):
-    metrics = {}
+def report_evaluation(actor, normalizer, args, video_path):
+    """Evaluate both policies and print; video_path is without its suffix."""
+    metrics, frames = {}, [] if args.capture_video else None
     for kind, prefix in (("stochastic", "eval/"), ("deterministic", "eval/deterministic_")):
-        returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic")
+        filmed = frames if kind == "deterministic" else None
+        returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic", filmed)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
         metrics |= {prefix + "episodic_return": mean, prefix + "return_std": std, prefix + "episodic_length": length}
         extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
         tell(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
+    if frames:
+        tell(f"video of one deterministic episode: {write_video(frames, video_path)}")
     return metrics
+
+
+def write_video(frames, path, fps=30):
+    """An mp4 where imageio-ffmpeg is installed, else an animated WebP by Pillow, which tensorboard brings along."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        first, *others = (Image.fromarray(frame) for frame in frames)
+        duration = round(1000 / fps)  # ms per frame
+        first.save(path + ".webp", save_all=True, append_images=others, duration=duration, loop=0, quality=50)
+        return path + ".webp"
+    height, width, _ = frames[0].shape
+    writer = imageio_ffmpeg.write_frames(path + ".mp4", (width, height), fps=fps)
+    writer.send(None)  # starts the generator
+    for frame in frames:
+        writer.send(frame)
+    writer.close()
+    return path + ".mp4"
 
 
 # Arguments, checkpoints and logs
@@ -522,7 +557,8 @@ def main():
             expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
             usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
-            report_evaluation(actor, normalizer, args)
+            folder = os.path.dirname(args.checkpoint)
+            report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
             return 0
         torch.set_rng_state(state["rng"])
         if device.type == "cuda":
@@ -647,7 +683,7 @@ def main():
             print_progress(args, global_step, metrics)
             if args.eval_freq and iteration % args.eval_freq == 0 and not received:
                 tell("")
-                metrics |= report_evaluation(actor, normalizer, args)
+                metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
             logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
@@ -658,7 +694,7 @@ def main():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tell("")
-        metrics = report_evaluation(actor, normalizer, args)
+        metrics = report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         logger.write(global_step, wall(), metrics)
         if args.save_model:
             model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}

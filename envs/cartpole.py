@@ -68,6 +68,7 @@ class Cartpole(VectorEnv):
     dt, substeps, mass_matrix_interval = 1.0 / 60.0, 4, 4
     max_episode_steps = 240
     motor_force = 1000.0  # N
+    camera_distance, camera_height = 6.0, 2.5  # m
 
     def actuate(self, action):
         return pad(self.motor_force * action, (0, 1))  # nothing drives the hinge

@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from envs.render import Renderer
 from envs.simulator import Simulator, resolve_device
 
 
@@ -31,6 +32,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     num_obs = num_actions = None
     dt = substeps = mass_matrix_interval = None  # s; substeps per step; substeps between rebuilds of the mass matrix
     max_episode_steps = None
+    camera_distance, camera_height = 3.5, 0.6  # m; the height is that of the point in the middle of the picture
 
     _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
 
@@ -42,7 +44,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if num_threads is not None:
             _whole_number("num_threads", num_threads)
         self.stochastic_reset = stochastic_reset
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": round(1.0 / self.dt)}
+        fps = round(1.0 / self.dt)
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": fps}
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -50,7 +53,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.generator = torch.Generator(self.device).manual_seed(_whole_number("seed", seed, at_least=0))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
-        self.joint_q = self.joint_qd = None
+        self.joint_q = self.joint_qd = self.renderer = None
 
     def actuate(self, action):
         """Joint forces and torques (N, nv) of an action (N, num_actions) in [-1, 1]."""
@@ -187,8 +190,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             setattr(self, name, state[name].to(self.device, copy=True))
 
     def render(self, index=0):
-        """A picture of environment `index` as uint8 (H, W, 3)."""
-        raise NotImplementedError("render: there are no pictures of this environment yet")
+        """A picture of environment `index` in its current state, uint8 (240, 320, 3) numpy, without a display."""
+        self._check_usable()
+        if _whole_number("index", index, at_least=0) >= self.num_envs:
+            raise ValueError(f"index: expected a whole number below {self.num_envs}, got {index}")
+        if self.renderer is None:
+            self.renderer = Renderer(self.articulation, self.device, self.camera_height, self.camera_distance)
+        return self.renderer.draw(self.joint_q[index])
 
     def close_extras(self, **kwargs):
         self.simulator.close()

@@ -636,6 +636,9 @@ class CountingEnv:
         infos = {"episode": {"r": length * 1.0, "l": length.long()}, "_episode": done}
         return torch.zeros(len(done), 2), torch.ones(len(done)), done, torch.zeros_like(done), infos
 
+    def render(self):
+        return self.length.tolist()
+
     def close(self):
         pass
 
@@ -650,3 +653,16 @@ def test_evaluation_takes_the_first_whole_episode_of_each_environment(monkeypatc
     returns, lengths = rpo.evaluate(actor, normalizer, make_args(num_eval_envs=5, seed=3), deterministic=False)
     assert returns.tolist() == lengths.tolist() == [2.0, 3.0, 4.0, 5.0, 6.0]
     assert torch.equal(before, torch.get_rng_state()) and made[0]["seed"] != 3
+
+
+@pytest.mark.parametrize("steps, frames", ((4, [0.0, 2.0]), (5, [0.0, 2.0, 4.0])))
+def test_a_video_has_every_second_step_of_the_first_episode_and_nothing_of_the_next(monkeypatch, steps, frames):
+    class OneEnv(CountingEnv):
+        def __init__(self, num_envs):
+            self.length, self.left = torch.zeros(num_envs), torch.tensor([steps])
+
+    monkeypatch.setattr(rpo.envs, "make", lambda env_id, num_envs, **options: OneEnv(num_envs))
+    actor, normalizer = toy_policy()
+    pictures = []
+    rpo.evaluate(actor, normalizer, make_args(num_eval_envs=1), deterministic=True, frames=pictures)
+    assert pictures == [[length] for length in frames]

@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
+
+import envs
 
 ROOT = Path(__file__).parent.parent
 TINY = "--num-envs 8 --num-steps 4 --update-epochs 2 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
@@ -90,6 +94,51 @@ def test_a_whole_run(tmp_path):
     evaluations = [[line for line in text.splitlines() if line.startswith("eval")] for text in (output, again)]
     assert evaluations[1] == evaluations[0][-2:]
     assert run_dir(tmp_path) == folder
+
+
+def test_every_task_trains_and_evaluates(tmp_path):
+    for env_id in sorted(set(envs.ENV_IDS) - {"hopper"}):
+        (tmp_path / env_id).mkdir()
+        output = run(tmp_path / env_id, *TINY, "--env-id", env_id, "--total-timesteps", 64)
+        assert "eval deterministic: return" in output and "done: 64 steps" in output
+        assert all(float(row["actor_grad_norm"]) > 0 for row in metrics(run_dir(tmp_path / env_id))[:-1]), env_id
+
+
+def test_a_video_shows_one_episode_up_to_its_end(tmp_path):
+    flags = [*TINY, "--env-id", "cartpole", "--capture-video"]
+    output = run(tmp_path, *flags, "--total-timesteps", 32)
+    folder = run_dir(tmp_path)
+    (path,) = folder.glob("video-32.*")
+    assert f"video of one deterministic episode: runs/{folder.name}/{path.name}" in output
+    if path.suffix == ".webp":
+        video = Image.open(path)
+        frames = [(frame.convert("RGB"), frame.info["duration"]) for frame in ImageSequence.Iterator(video)]
+        # every second one of 240 steps, 33 ms each; WebP shows a frame for longer where the next one is the same
+        assert sum(duration for _, duration in frames) == 120 * 33
+        assert all(frame.size == (320, 240) and np.asarray(frame).std() > 10 for frame, _ in frames)
+    path.unlink()
+    run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only", "--capture-video")
+    assert list(folder.glob("video-32.*"))
+
+
+def test_a_video_is_an_mp4_where_the_encoder_is_installed(tmp_path):
+    code = """
+import sys, types
+import numpy as np
+sent = []
+def write_frames(path, size, fps):
+    sent.append((path, size, fps))
+    try:
+        while True:
+            sent.append((yield).shape)
+    except GeneratorExit:
+        sent.append("closed")
+sys.modules["imageio_ffmpeg"] = types.SimpleNamespace(write_frames=write_frames)
+import rpo_continuous
+assert rpo_continuous.write_video([np.zeros((240, 320, 3), np.uint8)] * 2, "v") == "v.mp4"
+assert sent == [("v.mp4", (320, 240), 30), (240, 320, 3), (240, 320, 3), "closed"], sent
+"""
+    run(tmp_path, code=code)
 
 
 def test_tensorboard_tags(tmp_path):

@@ -1,0 +1,220 @@
+"""A picture of one robot, by one ray per pixel: capsules, spheres and boxes on a checkered ground, with a shadow.
+
+Needs no display and no OpenGL, and is the same on the CPU and on CUDA.  It shows the shapes of shapes.py; the camera
+stands at the robot's right-hand side and moves along with the link of the first shape.
+"""
+
+import numpy as np
+import warp as wp
+
+from envs.articulation import build_model
+from envs.kinematics import forward_kinematics
+from envs.shapes import Box
+
+wp.set_module_options({"enable_backward": False})  # nobody differentiates a picture
+
+FAR = wp.constant(1.0e6)  # m, where a ray ends that meets nothing
+NEAR = wp.constant(1.0e-3)  # m, so that a shadow ray does not meet the surface it starts from
+TO_LIGHT = wp.constant(wp.normalize(wp.vec3(-0.4, 1.0, 0.5)))
+HAZE = wp.constant(14.0)  # m
+SKY = wp.constant(wp.vec3(0.78, 0.87, 0.96))
+TILES = ((0.58, 0.62, 0.68), (0.52, 0.56, 0.62))
+PALETTE = ((0.92, 0.45, 0.18), (0.22, 0.47, 0.70), (0.95, 0.75, 0.30), (0.30, 0.62, 0.48))
+VIEW = np.array([-0.3, 0.35, 1.0]) / np.linalg.norm([-0.3, 0.35, 1.0])  # from the robot to the camera
+HALF_HEIGHT_OF_VIEW = 0.36  # half the picture's height at distance 1
+
+
+@wp.struct
+class Shape:
+    link: int
+    is_box: bool
+    start: wp.vec3  # of a capsule; the centre of a box
+    end: wp.vec3  # of a capsule; the half extents of a box
+    radius: float
+    middle: wp.vec3  # of a sphere around the whole shape
+    reach: float
+    color: wp.vec3
+
+
+@wp.struct
+class Camera:
+    position: wp.vec3
+    forward: wp.vec3
+    right: wp.vec3  # as long as half the picture is wide at distance 1
+    up: wp.vec3
+
+
+@wp.func
+def ray_sphere(o: wp.vec3, d: wp.vec3, center: wp.vec3, radius: float):
+    """Distance along the ray o + t d, |d| = 1, to where it enters the sphere; FAR if it does not."""
+    b = wp.dot(o - center, d)
+    h = b * b - wp.length_sq(o - center) + radius * radius
+    t = -b - wp.sqrt(wp.max(h, 0.0))
+    return wp.where(h > 0.0 and t > NEAR, t, FAR)
+
+
+@wp.func
+def ray_capsule(o: wp.vec3, d: wp.vec3, start: wp.vec3, end: wp.vec3, radius: float):
+    """Two balls and the tube between them: |(o + t d - start) x n| = radius, n the direction of the tube."""
+    t = wp.min(ray_sphere(o, d, start, radius), ray_sphere(o, d, end, radius))
+    length = wp.length(end - start)
+    n = wp.normalize(end - start)
+    across = wp.cross(d, n)
+    offset = wp.cross(o - start, n)
+    a = wp.length_sq(across)
+    b = wp.dot(across, offset)
+    h = b * b - a * (wp.length_sq(offset) - radius * radius)
+    if length > 0.0 and a > 0.0 and h > 0.0:
+        tube = (-b - wp.sqrt(h)) / a
+        along = wp.dot(o + tube * d - start, n)
+        if tube > NEAR and along > 0.0 and along < length:
+            t = wp.min(t, tube)
+    return t
+
+
+@wp.func
+def ray_box(o: wp.vec3, d: wp.vec3, half: wp.vec3):
+    """The ray is inside three slabs at once from the last entry to the first exit."""
+    enter = -FAR
+    leave = FAR
+    for k in range(3):
+        a = (-half[k] - o[k]) / d[k]
+        b = (half[k] - o[k]) / d[k]
+        enter = wp.max(enter, wp.min(a, b))
+        leave = wp.min(leave, wp.max(a, b))
+    return wp.where(enter < leave and enter > NEAR, enter, FAR)
+
+
+@wp.func
+def nearest_shape(shapes: wp.array[Shape], link_pose: wp.array2d[wp.transform], o: wp.vec3, d: wp.vec3):
+    """Distance to the first shape on the ray, and its index; -1 if there is none."""
+    nearest = FAR
+    index = wp.int32(-1)
+    for i in range(shapes.shape[0]):
+        X = link_pose[0, shapes[i].link]
+        to_middle = wp.transform_point(X, shapes[i].middle) - o
+        reach = shapes[i].reach
+        if wp.length_sq(wp.cross(to_middle, d)) < reach * reach:
+            inverse = wp.transform_inverse(X)
+            local_o = wp.transform_point(inverse, o)
+            local_d = wp.transform_vector(inverse, d)
+            t = FAR
+            if shapes[i].is_box:
+                t = ray_box(local_o - shapes[i].start, local_d, shapes[i].end)
+            else:
+                t = ray_capsule(local_o, local_d, shapes[i].start, shapes[i].end, shapes[i].radius)
+            if t < nearest:
+                nearest = t
+                index = i
+    return nearest, index
+
+
+@wp.func
+def surface_normal(shape: Shape, X: wp.transform, point: wp.vec3):
+    p = wp.transform_point(wp.transform_inverse(X), point) - shape.start
+    n = wp.vec3()
+    if shape.is_box:
+        # the face of the box that the point lies on
+        q = wp.cw_div(p, shape.end)
+        k = wp.argmax(wp.vec3(wp.abs(q[0]), wp.abs(q[1]), wp.abs(q[2])))
+        n = wp.sign(q[k]) * wp.vec3(float(k == 0), float(k == 1), float(k == 2))
+    else:
+        # away from the nearest point of the capsule's axis
+        axis = shape.end - shape.start
+        along = wp.dot(p, axis) / wp.max(wp.length_sq(axis), 1.0e-12)
+        n = p - wp.clamp(along, 0.0, 1.0) * axis
+    return wp.normalize(wp.transform_vector(X, n))
+
+
+@wp.kernel
+def draw(
+    # Model:
+    shapes: wp.array[Shape],
+    tiles: wp.array[wp.vec3],
+    # State in:
+    link_pose: wp.array2d[wp.transform],
+    camera: Camera,
+    # State out:
+    picture: wp.array3d[wp.uint8],
+):
+    row, column = wp.tid()
+    x = 2.0 * (float(column) + 0.5) / float(picture.shape[1]) - 1.0
+    y = 1.0 - 2.0 * (float(row) + 0.5) / float(picture.shape[0])
+    o = camera.position
+    d = wp.normalize(camera.forward + x * camera.right + y * camera.up)
+    t, index = nearest_shape(shapes, link_pose, o, d)
+    ground = wp.where(d[1] < 0.0, -o[1] / d[1], FAR)
+
+    color = SKY
+    if index >= 0 or ground < FAR:
+        normal = wp.vec3(0.0, 1.0, 0.0)
+        point = o + wp.min(t, ground) * d
+        if t < ground:
+            color = shapes[index].color
+            normal = surface_normal(shapes[index], link_pose[0, shapes[index].link], point)
+        else:
+            color = tiles[(int(wp.floor(point[0])) + int(wp.floor(point[2]))) & 1]
+        shadow, blocker = nearest_shape(shapes, link_pose, point, TO_LIGHT)
+        light = wp.where(blocker < 0, wp.max(wp.dot(normal, TO_LIGHT), 0.0), 0.0)
+        distance = wp.min(t, ground) / HAZE  # the horizon fades, or its tiles would flicker
+        haze = 1.0 - wp.exp(-distance * distance)
+        color = wp.lerp(color * (0.45 + 0.65 * light), SKY, haze)
+    for k in range(3):
+        picture[row, column, k] = wp.uint8(255.0 * wp.clamp(color[k], 0.0, 1.0))
+
+
+class Renderer:
+    """Draws one articulation, `width` x `height` pixels.
+
+    look_at_height: height in m of the point that the camera looks at; distance: of the camera from it.
+    """
+
+    def __init__(self, articulation, device, look_at_height, distance, width=320, height=240):
+        self.device = wp.device_from_torch(device)
+        self.model = build_model(articulation, self.device)
+        self.look_at_height, self.distance = look_at_height, distance
+        self.followed_link = articulation.shapes[0].link
+        with wp.ScopedDevice(self.device):
+            self.shapes = wp.array([_shape(shape) for shape in articulation.shapes], dtype=Shape)
+            self.tiles = wp.array(TILES, dtype=wp.vec3)
+            self.joint_qd = wp.zeros((1, articulation.num_dofs), dtype=float)
+            self.motion_subspace = wp.zeros((1, articulation.num_dofs), dtype=wp.spatial_vector)
+            self.link_pose = wp.zeros((1, len(articulation.links)), dtype=wp.transform)
+            self.link_twist = wp.zeros(self.link_pose.shape, dtype=wp.spatial_vector)
+            self.link_bias = wp.zeros(self.link_pose.shape, dtype=wp.spatial_vector)
+            self.picture = wp.zeros((height, width, 3), dtype=wp.uint8)
+
+    def draw(self, joint_q):
+        """The picture, uint8 (height, width, 3), of the state joint_q (nq,)."""
+        joint_q = wp.from_torch(joint_q.detach()[None].contiguous())
+        outputs = [self.link_pose, self.motion_subspace, self.link_twist, self.link_bias]
+        wp.launch(forward_kinematics, 1, [self.model, joint_q, self.joint_qd], outputs, device=self.device)
+        inputs = [self.shapes, self.tiles, self.link_pose, self._camera()]
+        wp.launch(draw, self.picture.shape[:2], inputs, [self.picture], device=self.device)
+        return self.picture.numpy().copy()
+
+    def _camera(self):
+        x, _, z = self.link_pose.numpy()[0, self.followed_link, :3]
+        camera, height = Camera(), HALF_HEIGHT_OF_VIEW
+        right = np.cross((0.0, 1.0, 0.0), VIEW)
+        right /= np.linalg.norm(right)
+        camera.position = wp.vec3(*(self.distance * VIEW + (x, self.look_at_height, z)))
+        camera.forward = wp.vec3(*-VIEW)
+        camera.right = wp.vec3(*(right * height * self.picture.shape[1] / self.picture.shape[0]))
+        camera.up = wp.vec3(*(np.cross(VIEW, right) * height))
+        return camera
+
+
+def _shape(shape):
+    """A shape of shapes.py as the kernel reads it."""
+    result = Shape()
+    result.link, result.is_box = shape.link, isinstance(shape, Box)
+    result.color = wp.vec3(*PALETTE[shape.link % len(PALETTE)])
+    if isinstance(shape, Box):
+        result.start, result.end = wp.vec3(*shape.center), wp.vec3(*shape.half_extents)
+        result.middle, result.reach = result.start, float(np.linalg.norm(shape.half_extents))
+    else:
+        result.start, result.end, result.radius = wp.vec3(*shape.start), wp.vec3(*shape.end), shape.radius
+        result.middle = 0.5 * (result.start + result.end)
+        result.reach = shape.radius + 0.5 * float(wp.length(result.end - result.start))
+    return result
