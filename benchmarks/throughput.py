@@ -1,9 +1,10 @@
 """How many environment steps per second: forward, and forward plus backward through 32 steps (env-steps counted once).
 
-    python benchmarks/throughput.py --env-id hopper --num-envs 1024
+    python benchmarks/throughput.py --env-ids hopper --num-envs 1024
     python benchmarks/throughput.py --output benchmarks/results/throughput_cpu.csv
 
-Random actions, float32, medians over `--repeats` rollouts after a warm-up; one row per number of simulator threads.
+Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task one row for each number of
+simulator threads.
 """
 
 import csv
@@ -24,12 +25,16 @@ import envs  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 
 
+# parallel environments, as in the RPO paper, which has no cheetah and no cartpole
+NUM_ENVS = {"hopper": 1024, "ant": 128, "anymal": 128, "humanoid": 64, "cheetah": 128, "cartpole": 128}
+
+
 @dataclass
 class Args:
-    env_id: Literal[envs.ENV_IDS] = "hopper"
-    """the task"""
-    num_envs: int = 1024
-    """parallel environments"""
+    env_ids: tuple[Literal[envs.ENV_IDS], ...] = envs.ENV_IDS
+    """the tasks"""
+    num_envs: int | None = None
+    """parallel environments; default: NUM_ENVS"""
     device: str = "cpu"
     """cpu or cuda"""
     horizon: int = 32
@@ -58,14 +63,15 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def measure(args, num_threads):
-    env = envs.make(args.env_id, num_envs=args.num_envs, device=args.device, num_threads=num_threads)
-    row = {"env_id": args.env_id, "num_envs": args.num_envs, "device": args.device}
+def measure(args, env_id, num_threads):
+    num_envs = args.num_envs or NUM_ENVS[env_id]
+    env = envs.make(env_id, num_envs=num_envs, device=args.device, num_threads=num_threads)
+    row = {"env_id": env_id, "num_envs": num_envs, "device": args.device}
     row["threads"] = len(env.simulator.batches) if args.device == "cpu" else ""
     for name, backward in (("forward", False), ("forward_backward", True)):
         rollout_seconds(env, args.horizon, backward)
         seconds = median(rollout_seconds(env, args.horizon, backward) for _ in range(args.repeats))
-        row[name] = round(args.num_envs * args.horizon / seconds)
+        row[name] = round(num_envs * args.horizon / seconds)
     env.close()
     return row
 
@@ -74,7 +80,7 @@ def main():
     args = tyro.cli(Args)
     wp.config.log_level = wp.LOG_WARNING
     threads = sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())}) if args.device == "cpu" else [None]
-    rows = [measure(args, num_threads) for num_threads in threads]
+    rows = [measure(args, env_id, num_threads) for env_id in args.env_ids for num_threads in threads]
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(f"{x:,}" if isinstance(x, int) else x for x in row.values()) + " |")

@@ -162,9 +162,9 @@ class Cheetah(VectorEnv):
         return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     def sample_state(self):
-        joint_q, _ = self.rest_state()
-        return joint_q + self.uniform(9, 0.1), self.uniform(9, 0.25)
+        return self.rest_state()[0] + self.uniform(9, 0.1), self.uniform(9, 0.25)
 
     def rest_state(self):
-        row = torch.tensor([0.0, self.start_z] + [0.0] * 7, device=self.device)
-        return row.repeat(self.num_envs, 1), torch.zeros(self.num_envs, 9, device=self.device)
+        joint_q = torch.zeros(self.num_envs, 9, device=self.device)
+        joint_q[:, 1] = self.start_z
+        return joint_q, torch.zeros_like(joint_q)

@@ -40,8 +40,10 @@ class FloatingBase(VectorEnv):
     target_x = 10_000.0  # m, where the heading points
     termination_height = None  # m
 
-    def __init__(self, num_envs, **options):
-        super().__init__(num_envs, **options)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        start = [0.0, self.start_height, 0.0, *Z_UP, *self.start_angles]
+        self.start = torch.tensor(start, device=self.device).repeat(self.num_envs, 1)
         self.torque = torch.tensor(self.motor_torque, device=self.device)
 
     def actuate(self, action):
@@ -62,8 +64,7 @@ class FloatingBase(VectorEnv):
         return obs[:, 0] < self.termination_height
 
     def sample_state(self):
-        joint_q, _ = self.rest_state()
-        position, quaternion, angles = joint_q.split([3, 4, self.num_actions], dim=1)
+        position, quaternion, angles = self.start.split([3, 4, self.num_actions], dim=1)
         position = position + self.uniform(3, 0.1)
         half_angle = 0.5 * self.uniform(1, math.pi / 24.0)
         axis = normalize(self.uniform(3, 0.5), dim=1)
@@ -72,8 +73,7 @@ class FloatingBase(VectorEnv):
         return torch.cat([position, quaternion, angles], dim=1), self.uniform(6 + self.num_actions, 0.25)
 
     def rest_state(self):
-        row = torch.tensor([0.0, self.start_height, 0.0, *Z_UP, *self.start_angles], device=self.device)
-        return row.repeat(self.num_envs, 1), torch.zeros(self.num_envs, 6 + self.num_actions, device=self.device)
+        return self.start.clone(), torch.zeros(self.num_envs, 6 + self.num_actions, device=self.device)
 
 
 def _axes_of_root(quaternion):
