@@ -328,12 +328,9 @@ class TrainingFailed(Exception):
     pass
 
 
-def optimizer_step(optimizer, loss, max_grad_norm):
-    """One step, the gradient scaled down to max_grad_norm. Returns the norm before and whether the step was made."""
-    params = optimizer.param_groups[0]["params"]
-    optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(params, max_grad_norm).item()
+def clipped_step(optimizer, max_grad_norm):
+    """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
+    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm).item()
     usable = norm <= 1e6  # NaN is not
     if usable:
         optimizer.step()
@@ -634,7 +631,9 @@ def main():
             actor_steps, policy_stats = [], []
             for _ in range(args.update_epochs):
                 loss, stats = policy_loss(actor, b_data, args)
-                actor_steps.append(optimizer_step(actor_optimizer, loss, args.max_grad_norm))
+                actor_optimizer.zero_grad()
+                loss.backward()
+                actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
                 policy_stats.append(stats)
             with torch.no_grad():  # only measurements: how far the policy has moved, what the critics knew
                 approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
@@ -646,7 +645,9 @@ def main():
             for _ in range(args.critic_epochs):
                 for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
                     v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
-                    critic_steps.append(optimizer_step(critic_optimizer, v_loss, args.max_grad_norm))
+                    critic_optimizer.zero_grad()
+                    v_loss.backward()
+                    critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
                     v_losses.append(v_loss.item())
 
             # TRY NOT TO MODIFY: execute the game and log data

@@ -5,13 +5,22 @@ import math
 
 import pytest
 import torch
+from toy_mdp import (
+    GAMMA,
+    ChainEnv,
+    H,
+    Identity,
+    LinearPolicy,
+    N,
+    ToyEnv,
+    brute_force_return,
+    critic,
+    flatten,
+    gradient,
+    relative,
+)
 
 import rpo_continuous as rpo
-
-H, N, GAMMA = 5, 6, 0.9
-A = torch.tensor([[0.9, 0.1], [-0.2, 1.05]], dtype=torch.float64)
-B = torch.tensor([[0.0, 0.3], [0.5, -0.1]], dtype=torch.float64)
-VALUE_WEIGHTS = torch.tensor([0.7, -1.1], dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
@@ -24,44 +33,6 @@ def float64():
 def make_args(**changes):
     values = {"num_steps": H, "gamma": GAMMA, "kl_coef": 0.0, "ent_coef": 0.0} | changes
     return rpo.Args(**values)
-
-
-class ToyEnv:
-    """s' = tanh(A s + B a), r = -|s'|^2 + 0.3 s'_1 - 0.05 |a|^2; env 0 falls at t = 1, env 3 times out at t = 2."""
-
-    def __init__(self, ends=((1, 0, "terminated"), (2, 3, "truncated")), num_envs=N):
-        generator = torch.Generator().manual_seed(0)
-        self.state = torch.randn(num_envs, 2, generator=generator)
-        self.fresh = torch.randn(H, num_envs, 2, generator=generator)
-        self.ends, self.t = ends, 0
-
-    def flags(self, kind, t):
-        flags = torch.zeros(len(self.state), dtype=torch.bool)
-        flags[[n for when, n, what in self.ends if when == t and what == kind]] = True
-        return flags
-
-    def detach(self):
-        self.state = self.state.detach()
-        return self.state
-
-    def step(self, action):
-        final = torch.tanh(self.state @ A.T.to(action) + action @ B.T.to(action))
-        reward = -(final**2).sum(-1) + 0.3 * final[:, 0] - 0.05 * (action**2).sum(-1)
-        terminated, truncated = self.flags("terminated", self.t), self.flags("truncated", self.t)
-        done = terminated | truncated
-        self.state = torch.where(done[:, None], self.fresh[self.t], final)
-        self.t += 1
-        episode = {"r": torch.zeros(len(final)), "l": torch.zeros(len(final))}
-        return self.state, reward, terminated, truncated, {"final_obs": final, "episode": episode, "_episode": done}
-
-
-def value(s):
-    return s @ VALUE_WEIGHTS.to(s) + 0.5 * (s**2).sum(-1)
-
-
-def critic(s):
-    """Two critics that differ, so that it matters how they are joined; their mean is `value`."""
-    return torch.stack([value(s) + 0.1 * s[..., 0], value(s) - 0.1 * s[..., 0]], dim=-1)
 
 
 def toy_policy():
@@ -80,64 +51,6 @@ def run(*rollout_arguments):
     """The rollout's data with the cached gradients, as the main loop makes them."""
     data, returns, us, _ = rpo.rollout(*rollout_arguments)
     return data | {"action_grads": rpo.action_gradients(returns, us)}
-
-
-def flatten(data):
-    return {name: x.flatten(0, 1) for name, x in data.items()}
-
-
-def gradient(loss, actor):
-    grads = torch.autograd.grad(loss, list(actor.parameters()), allow_unused=True, retain_graph=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, actor.parameters())])
-
-
-def relative(x, y):
-    return ((x - y).norm() / y.norm()).item()
-
-
-def normalised_entropy(mean, log_std, noise):
-    sample = mean + log_std.exp() * noise
-    log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(sample) - torch.log1p(
-        -(torch.tanh(sample) ** 2)
-    )
-    # the sampled quadratic term in place of its mean, 1/2 per dimension
-    entropy = (-log_prob + 0.5 - 0.5 * noise**2).sum(-1)
-    return (entropy + 1.0) / 2.0  # A = 2: the target is -1
-
-
-def brute_force_return(actor, normalizer, ent_coef=0.0, leaf_actions=False, value_of="next"):
-    """SHAC / SAPO written out segment by segment: the soft return, the live pre-tanh actions, and the discounted sum of
-    entropies with the states as constants.
-
-    Draws its noise in the order of rpo.rollout: first the action's, then the entropy's.
-    """
-    torch.manual_seed(7)
-    env = ToyEnv()
-    s = env.state
-    rewards, us, values, entropies, direct_entropies = [], [], [], [], []
-    for _ in range(H):
-        before = s
-        mean, log_std = actor(normalizer(s))
-        u = mean + log_std.exp() * torch.randn_like(mean)
-        if leaf_actions:
-            u = u.detach().requires_grad_()
-        us.append(u)
-        s, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-        noise = torch.randn_like(mean)
-        entropies.append(normalised_entropy(mean, log_std, noise))
-        direct_entropies.append(normalised_entropy(*actor(normalizer(before.detach())), noise))
-        rewards.append(reward + ent_coef * entropies[-1])
-        values.append(value(normalizer(infos["final_obs"] if value_of == "next" else before)))
-    total, direct = 0.0, 0.0
-    for n in range(N):
-        ends = sorted({t for t, env_id, _ in env.ends if env_id == n} | {H - 1})
-        for begin, end in zip([0] + [t + 1 for t in ends], ends):
-            for t in range(begin, end + 1):
-                total = total + GAMMA ** (t - begin) * rewards[t][n]
-                direct = direct + GAMMA ** (t - begin) * direct_entropies[t][n]
-            if (end, n, "terminated") not in env.ends:
-                total = total + GAMMA ** (end - begin + 1) * values[end][n]
-    return total, us, direct
 
 
 def test_first_epoch_is_the_gradient_of_shac():  # M1
@@ -172,41 +85,6 @@ def test_noise_with_a_gradient_would_leave_nothing_to_learn():  # M1, negative c
     right = (data["action_grads"] * rpo.regenerate(data["u"], mean, log_std)).sum()
     wrong = (data["action_grads"] * (mean + log_std.exp() * ((data["u"] - mean) / log_std.exp()))).sum()
     assert gradient(wrong, actor).norm() < 1e-10 * gradient(right, actor).norm()
-
-
-class LinearPolicy(torch.nn.Module):
-    """a = -kappa s without noise; the pre-tanh action is what the chain below takes."""
-
-    def __init__(self):
-        super().__init__()
-        self.kappa = torch.nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, s):
-        return -self.kappa * s, torch.full_like(s, -60.0)
-
-
-class ChainEnv:
-    """s' = s + u, r = -s'^2 / 2, undoing the tanh of the policy; s0 = 1."""
-
-    def __init__(self):
-        self.state = torch.ones(1, 1)
-
-    def detach(self):
-        return self.state
-
-    def step(self, action):
-        self.state = self.state + torch.atanh(action)
-        no = torch.zeros(1, dtype=torch.bool)
-        infos = {"final_obs": self.state, "episode": {"r": no.double(), "l": no.double()}, "_episode": no}
-        return self.state, -0.5 * self.state[:, 0] ** 2, no, no, infos
-
-
-class Identity(torch.nn.Module):
-    def forward(self, obs):
-        return obs
-
-    def update(self, obs):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -594,14 +472,18 @@ def test_critic_loss():
     assert torch.autograd.grad(loss, obs)[0].flatten().tolist() == pytest.approx([0.5, 1.0, -0.5, 0.5])
 
 
-def test_optimizer_step_clips_and_refuses_what_is_not_finite():
+def test_a_step_clips_and_refuses_what_is_not_finite():
     module = torch.nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     before = module.weight.clone()
     for bad in (torch.nan, torch.inf, 1e9):
-        norm, usable = rpo.optimizer_step(optimizer, module(torch.full((1, 2), bad)).sum(), 0.5)
+        optimizer.zero_grad()
+        module(torch.full((1, 2), bad)).sum().backward()
+        norm, usable = rpo.clipped_step(optimizer, 0.5)
         assert not usable and not norm <= 1e6 and torch.equal(module.weight, before)
-    norm, usable = rpo.optimizer_step(optimizer, module(torch.tensor([[3.0, 4.0]])).sum(), 0.5)
+    optimizer.zero_grad()
+    module(torch.tensor([[3.0, 4.0]])).sum().backward()
+    norm, usable = rpo.clipped_step(optimizer, 0.5)
     assert usable and norm == pytest.approx(5.0)
     assert torch.allclose(before - module.weight, torch.tensor([[0.3, 0.4]]), atol=1e-6)
 
