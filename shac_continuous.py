@@ -351,6 +351,8 @@ def parse_args():
     if args.checkpoint:
         try:
             state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+            if state["script"] != os.path.basename(__file__):
+                raise ValueError(f"it was written by {state['script']}")
             saved = Args(**state["args"])
         except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -508,7 +510,8 @@ def main():
 
     def save_checkpoint():
         checkpoint = {name: module.state_dict() for name, module in modules.items()}
-        checkpoint |= {"args": asdict(args), "iteration": iteration, "global_step": global_step, "wall_s": wall()}
+        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
+        checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
         checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
         checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
         save_atomically(checkpoint, checkpoint_path)

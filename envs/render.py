@@ -186,7 +186,7 @@ class Renderer:
 
     def draw(self, joint_q):
         """The picture, uint8 (height, width, 3), of the state joint_q (nq,)."""
-        joint_q = wp.from_torch(joint_q.detach()[None].contiguous())
+        joint_q = wp.array(joint_q.detach()[None].cpu().numpy(), dtype=float, device=self.device)
         outputs = [self.link_pose, self.motion_subspace, self.link_twist, self.link_bias]
         wp.launch(forward_kinematics, 1, [self.model, joint_q, self.joint_qd], outputs, device=self.device)
         inputs = [self.shapes, self.tiles, self.link_pose, self._camera()]

@@ -17,20 +17,21 @@ from PIL import Image, ImageSequence
 import envs
 
 ROOT = Path(__file__).parent.parent
-TINY = "--num-envs 8 --num-steps 4 --update-epochs 2 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
+TINY = "--num-envs 8 --num-steps 4 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
+SCRIPTS = ("rpo", "shac", "sapo")
 # one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def start(cwd, *flags, code=None):
-    command = [sys.executable, *(["-c", code] if code else [str(ROOT / "rpo_continuous.py")]), *map(str, flags)]
+def start(cwd, *flags, code=None, script="rpo"):
+    command = [sys.executable, *(["-c", code] if code else [str(ROOT / f"{script}_continuous.py")]), *map(str, flags)]
     return subprocess.Popen(
         command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def run(cwd, *flags, expect=0, code=None):
-    process = start(cwd, *flags, code=code)
+def run(cwd, *flags, expect=0, code=None, script="rpo"):
+    process = start(cwd, *flags, code=code, script=script)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == expect, output
     return output
@@ -63,34 +64,39 @@ def assert_same_training(a, b):
         else:
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
 
-    for name in ("actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "env", "rng"):
+    modules = {"actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "env", "rng"}
+    for name in modules | (states[0].keys() & {"temperature", "alpha_optimizer"}):
         compare(states[0][name], states[1][name], name)
     clocks = {"wall_s", "SPS", "time_rollout", "time_backward", "time_actor", "time_critic"}
     lines = [[{k: v for k, v in row.items() if k not in clocks} for row in metrics(folder)] for folder in (a, b)]
     assert lines[0] == lines[1]
 
 
-def test_a_whole_run(tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_whole_run(tmp_path, script):
     flags = [*TINY, "--total-timesteps", 320, "--eval-freq", 5, "--save-model", "--seed", 3]
-    output = run(tmp_path, *flags)
+    output = run(tmp_path, *flags, script=script)
     folder = run_dir(tmp_path)
-    assert re.fullmatch(r"hopper__rpo_continuous__3__\d+", folder.name)
+    assert re.fullmatch(rf"hopper__{script}_continuous__3__\d+", folder.name)
     assert output.count("eval stochastic: return") == 3 and output.count("eval deterministic: return") == 3
-    assert "step 320/320 (100 %)" in output and "ent_coef: 0.25" in output and "kl_coef: 0.2" in output
+    assert "step 320/320 (100 %)" in output
+    if script == "rpo":
+        assert "ent_coef: 0.25" in output and "kl_coef: 0.2" in output
     rows = metrics(folder)
     assert [int(row["global_step"]) for row in rows] == [*range(32, 321, 32), 320]
     assert rows[-1]["eval_episodic_return"] and rows[4]["eval_episodic_return"] and not rows[0]["eval_episodic_return"]
-    assert float(rows[0]["learning_rate"]) == pytest.approx(5e-4)
-    assert float(rows[9]["learning_rate"]) == pytest.approx(5e-4 * 0.02**0.9)
+    first, last = (5e-4, 5e-4 * 0.02**0.9) if script == "rpo" else (2e-3, 2e-3 - 0.9 * (2e-3 - 1e-5))
+    assert float(rows[0]["learning_rate"]) == pytest.approx(first)
+    assert float(rows[9]["learning_rate"]) == pytest.approx(last)
     assert list(folder.glob("events.out.tfevents.*"))
     for name in ("actor_optimizer", "critic_optimizer"):
         (settings,) = torch.load(folder / "checkpoint.pt", weights_only=True)[name]["param_groups"]
         assert (settings["betas"], settings["eps"], settings["weight_decay"]) == ((0.7, 0.95), 1e-8, 0.01)
-    model = torch.load(folder / "rpo_continuous.cleanrl_model", weights_only=True)
+    model = torch.load(folder / f"{script}_continuous.cleanrl_model", weights_only=True)
     assert model["normalizer"]["count"] == 1 + 10 * 5 * 8
 
     # --eval-only on the checkpoint repeats the final evaluation to the digit
-    again = run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only")
+    again = run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only", script=script)
     evaluations = [[line for line in text.splitlines() if line.startswith("eval")] for text in (output, again)]
     assert evaluations[1] == evaluations[0][-2:]
     assert run_dir(tmp_path) == folder
@@ -141,17 +147,22 @@ assert sent == [("v.mp4", (320, 240), 30), (240, 320, 3), (240, 320, 3), "closed
     run(tmp_path, code=code)
 
 
-def test_tensorboard_tags(tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_tensorboard_tags(tmp_path, script):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, *TINY, "--total-timesteps", 64)
+    run(tmp_path, *TINY, "--total-timesteps", 64, script=script)
     events = EventAccumulator(str(run_dir(tmp_path)))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     expected = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
-        losses/value_loss losses/entropy losses/approx_kl losses/clipfrac losses/explained_variance losses/ratio_max
-        losses/actor_grad_norm losses/effective_sample_ratio time/rollout time/backward time/actor time/critic
-        eval/episodic_return"""
+        losses/value_loss losses/approx_kl losses/explained_variance losses/actor_grad_norm losses/action_grad_norm
+        time/rollout time/backward time/actor time/critic eval/episodic_return"""
+    own = {
+        "rpo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
+        "sapo": "losses/entropy losses/alpha",
+    }
+    expected += " " + own.get(script, "")
     assert set(expected.split()) <= tags
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]
 
@@ -197,18 +208,19 @@ def wait_for_checkpoint(process, folder, iterations):
     raise AssertionError("no checkpoint within two minutes")
 
 
-def test_kill_and_resume_is_bit_identical(tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_kill_and_resume_is_bit_identical(tmp_path, script):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     flags = [*TINY, "--total-timesteps", 32 * 60, "--checkpoint-freq", 4]
-    run(tmp_path / "whole", *flags)
-    process = start(tmp_path / "killed", *flags)
+    run(tmp_path / "whole", *flags, script=script)
+    process = start(tmp_path / "killed", *flags, script=script)
     folder = wait_for_checkpoint(process, tmp_path / "killed", 4)
     process.kill()
     process.communicate()
     killed_at = len(metrics(folder))
     assert 4 < killed_at < 60
-    run(tmp_path / "killed", "--checkpoint", folder / "checkpoint.pt")
+    run(tmp_path / "killed", "--checkpoint", folder / "checkpoint.pt", script=script)
     assert_same_training(run_dir(tmp_path / "whole"), folder)
 
 
@@ -268,17 +280,22 @@ def test_resuming_a_finished_run_and_going_on(tmp_path):
         ("--total-timesteps 5", ["--total-timesteps", "expected 32768", "got 5"]),
         ("--eval-only", ["--eval-only", "--checkpoint"]),
         ("--checkpoint nowhere.pt", ["--checkpoint", "nowhere.pt"]),
+        ("shac --kl-coef 0.2", ["kl-coef"]),
+        ("shac --gamma 1.5", ["--gamma", "0 to 1", "got 1.5"]),
+        ("sapo --alpha 0", ["--alpha", "got 0"]),
+        ("sapo --alpha-learning-rate -1", ["--alpha-learning-rate", "got -1"]),
     ],
 )
 def test_bad_flags_exit_with_2_and_one_clear_message(tmp_path, flags, words):
-    output = run(tmp_path, *flags.split(), expect=2)
+    script, *flags = flags.split() if not flags.startswith("--") else ["rpo", *flags.split()]
+    output = run(tmp_path, *flags, expect=2, script=script)
     assert all(word in output for word in words), output
     assert "Traceback" not in output and not (tmp_path / "runs").exists()
 
 
 def test_corrupt_and_foreign_checkpoints(tmp_path):
     (tmp_path / "corrupt.pt").write_bytes(b"not a checkpoint")
-    torch.save({"args": {"horizon": 32}}, tmp_path / "foreign.pt")
+    torch.save({"script": "rpo_continuous.py", "args": {"horizon": 32}}, tmp_path / "foreign.pt")
     torch.save([1, 2, 3], tmp_path / "list.pt")
     run(tmp_path, *TINY, "--total-timesteps", 32)
     good = run_dir(tmp_path) / "checkpoint.pt"
@@ -286,8 +303,44 @@ def test_corrupt_and_foreign_checkpoints(tmp_path):
     for name in ("corrupt.pt", "foreign.pt", "list.pt", "cut.pt"):
         output = run(tmp_path, "--checkpoint", name, expect=2)
         assert "--checkpoint: expected a checkpoint.pt" in output and name in output and "Traceback" not in output
+    output = run(tmp_path, "--checkpoint", good, expect=2, script="shac")
+    assert "it was written by rpo_continuous.py" in output and "Traceback" not in output
     output = run(tmp_path, "--checkpoint", good, "--num-envs", 9, "--total-timesteps", 3200, expect=2)
     assert "9 environments" in output and "Traceback" not in output
+
+
+def test_shac_and_sapo_drop_action_gradients_that_are_not_finite(tmp_path):
+    for script in ("shac", "sapo"):
+        (tmp_path / script).mkdir()
+        # the second backward pass meets NaN at the actions of environment 2
+        code = f"""
+import sys, torch, {script}_continuous as script
+original, calls = script.watch, [0]
+def watch(u, action_grads):
+    calls[0] += 1
+    if 4 < calls[0] <= 8:
+        u.register_hook(lambda grad: torch.where(torch.arange(8)[:, None] == 2, torch.nan, grad))
+    original(u, action_grads)
+script.watch = watch
+sys.exit(script.main())
+"""
+        run(tmp_path / script, *TINY, "--total-timesteps", 96, "--exp-name", "x", code=code)
+        rows = metrics(run_dir(tmp_path / script))
+        assert [float(row["nonfinite_action_grads"]) for row in rows[:3]] == [0, 4, 0]
+        assert [float(row["skipped_updates"]) for row in rows[:3]] == [0, 0, 0]
+        assert all(float(row["actor_grad_norm"]) > 0 for row in rows[:3])
+
+
+def test_the_temperature_of_sapo_follows_the_entropy(tmp_path):
+    run(tmp_path, *TINY, "--total-timesteps", 128, script="sapo")
+    rows = metrics(run_dir(tmp_path))[:-1]
+    alphas, entropies = ([float(row[name]) for row in rows] for name in ("alpha", "entropy"))
+    assert alphas[0] == 1.0
+    # a fresh policy has far more entropy than the target
+    assert min(entropies) > 0 and all(a > b for a, b in zip(alphas, alphas[1:]))
+    (tmp_path / "fixed").mkdir()
+    run(tmp_path / "fixed", *TINY, "--total-timesteps", 128, "--no-autotune", "--alpha", 0.25, script="sapo")
+    assert {float(row["alpha"]) for row in metrics(run_dir(tmp_path / "fixed"))[:-1]} == {0.25}
 
 
 POISON = """
@@ -313,7 +366,7 @@ def test_action_gradients_that_are_not_finite_are_dropped_and_counted(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_skipped_then_ends_the_run(tmp_path):
     code = POISON.format(target="rpo.policy_loss", poisoned="(result[0] * torch.nan, result[1])", first=7, last=10**9)
-    flags = [*TINY, "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
+    flags = [*TINY, "--update-epochs", 2, "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
     output = run(tmp_path, *flags, expect=1, code=code)
     assert "training failed: hopper, iteration 13: the gradient of the actor" in output, output
     rows = metrics(run_dir(tmp_path))
