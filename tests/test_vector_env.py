@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import envs
+from envs.floating_base import FloatingBase
 from envs.hopper import Hopper
 from envs.simulator import resolve_device
 
@@ -57,10 +58,25 @@ def test_observation_and_reward_are_the_documented_ones():
     assert env.reward(obs, action).item() == pytest.approx(2.0 + 0.3 + 0.75 - 0.125, abs=1e-5)
 
 
-def test_episodes_end_where_dflex_ends_them():
-    golden = np.load(Path(__file__).parent / "data" / "hopper_reset.npz")
-    env = make(4, max_episode_steps=int(golden["episode_length"]), stochastic_reset=False)
+@pytest.mark.parametrize(
+    "task, terminations, truncations", [("hopper", 5, 2), ("ant", 0, 4), ("anymal", 0, 4), ("humanoid", 0, 4)]
+)
+def test_episodes_end_where_dflex_ends_them(task, terminations, truncations):
+    golden = np.load(Path(__file__).parent / "data" / f"{task}_reset.npz")
+    env = envs.make(task, num_envs=4, max_episode_steps=int(golden["episode_length"]), stochastic_reset=False)
+    env.reset()
     env.episode_length = torch.tensor(golden["progress0"])
+    # DFlex leaves out the last action here, with which the observations of floating-base robots end
+    seen = slice(env.num_obs - env.num_actions if isinstance(env, FloatingBase) else env.num_obs)
+    # Two float32 simulations drift apart; measured: 1e-4.  Only environment 0 of the humanoid, in its seventh step,
+    # passes through a state from which relative changes of 1e-7 grow to 0.02 within that step; measured there: 0.006
+    tolerance = np.full((4, 1), 1e-3)
+    if task == "humanoid":
+        tolerance[0] = 0.05
+
+    def near(obs, expected):
+        return (np.abs(obs.numpy() - expected) <= tolerance).all()
+
     for t, action in enumerate(torch.tensor(golden["actions"])):
         length = env.episode_length + 1
         obs, _, terminated, truncated, infos = env.step(action)
@@ -68,10 +84,12 @@ def test_episodes_end_where_dflex_ends_them():
         assert np.array_equal(terminated, golden["termination"][t])
         assert np.array_equal(truncated, golden["truncation"][t] & ~golden["termination"][t])
         assert np.array_equal(env.episode_length, golden["progress"][t])
-        # two float32 simulations drift apart; 64 steps with contact: measured 2e-5
-        assert np.allclose(obs, golden["obs"][t], atol=1e-3)
-        assert np.allclose(infos["final_obs"], golden["obs_before_reset"][t], atol=1e-3)
-    assert golden["termination"].sum() == 5 and golden["truncation"].sum() == 2
+        assert near(obs[:, seen], golden["obs"][t][:, seen])
+        assert near(infos["final_obs"][:, seen], golden["obs_before_reset"][t][:, seen])
+        if isinstance(env, FloatingBase):
+            assert torch.equal(infos["final_obs"][:, -env.num_actions :], action)
+            assert torch.equal(obs[:, -env.num_actions :], action * ~(terminated | truncated)[:, None])
+    assert golden["termination"].sum() == terminations and golden["truncation"].sum() == truncations
 
 
 def test_final_obs_and_episode_statistics():
@@ -368,7 +386,7 @@ def test_cuda_agrees_with_the_cpu():
         (lambda env: env.set_state(torch.zeros(2, 6), torch.zeros(2, 6).double()), TypeError, ["joint_qd", "float64"]),
         (lambda env: env.load_state_dict({}), ValueError, ["state", "joint_q"]),
         (lambda env: env.load_state_dict(make(3).state_dict()), ValueError, ["2 environments", "3"]),
-        (lambda env: env.render(), NotImplementedError, ["render"]),
+        (lambda env: env.render(2), ValueError, ["index", "below 2", "2"]),
     ],
 )
 def test_bad_input_gets_a_clear_error(call, error, words):
