@@ -29,6 +29,8 @@ TORSO_INERTIA = (1.996884963, 0.08521117696, 0, 0.08521117696, 2.176694637, 0, 0
 TORSO = Link("torso", parent=-1, joint=FREE, mass=96.77604993, inertia=TORSO_INERTIA)
 BALL = Capsule(link=0, start=(0, 0, 0), end=(0, 0, 0), radius=0.25)
 JOINT = {"joint": REVOLUTE, "armature": 0.05, "damping": 1.0}
+LEG = {"mass": 7.831550746, "inertia": (0.01184418981, 0.05679660832, 0.1135932166)}
+FOOT = {"mass": 13.51844091, "inertia": (0.02094321406, 0.267479066, 0.534958132)}
 RADIUS = 0.08
 DIAGONAL = 0.5**0.5
 GROUND = {"stiffness": 4.0e4, "damping": 1.0e4, "friction_stiffness": 3.0e3, "friction": 0.75}
@@ -37,34 +39,18 @@ GROUND = {"stiffness": 4.0e4, "damping": 1.0e4, "friction_stiffness": 3.0e3, "fr
 def leg(name, x, y, first):
     """Links, shapes and start angles of the leg in the direction (x, y), each 1 or -1; first: the hip's index."""
     hip, ankle = first, first + 1
+    half, whole, twice = ((r * x, r * y, 0) for r in (0.1, 0.2, 0.4))
+    swing = (radians(-40), radians(40))
+    fold = (radians(30), radians(100)) if x > 0 else (radians(-100), radians(-30))
+    across = (-x * y * DIAGONAL, DIAGONAL, 0)
     links = [
-        Link(
-            name=f"{name}_hip",
-            parent=0,
-            axis=(0, 0, 1),
-            offset=(0.2 * x, 0.2 * y, 0),
-            limits=(radians(-40), radians(40)),
-            mass=7.831550746,
-            com=(0.1 * x, 0.1 * y, 0),
-            inertia=(0.01184418981, 0.05679660832, 0.1135932166),
-            **JOINT,
-        ),
-        Link(
-            name=f"{name}_ankle",
-            parent=hip,
-            axis=(-x * y * DIAGONAL, DIAGONAL, 0),
-            offset=(0.2 * x, 0.2 * y, 0),
-            limits=(radians(30), radians(100)) if x > 0 else (radians(-100), radians(-30)),
-            mass=13.51844091,
-            com=(0.2 * x, 0.2 * y, 0),
-            inertia=(0.02094321406, 0.267479066, 0.534958132),
-            **JOINT,
-        ),
+        Link(f"{name}_hip", 0, axis=(0, 0, 1), offset=whole, limits=swing, com=half, **LEG, **JOINT),
+        Link(f"{name}_ankle", hip, axis=across, offset=whole, limits=fold, com=whole, **FOOT, **JOINT),
     ]
     shapes = [
-        Capsule(0, (0, 0, 0), (0.2 * x, 0.2 * y, 0), RADIUS),
-        Capsule(hip, (0, 0, 0), (0.2 * x, 0.2 * y, 0), RADIUS),
-        Capsule(ankle, (0, 0, 0), (0.4 * x, 0.4 * y, 0), RADIUS),
+        Capsule(0, (0, 0, 0), whole, RADIUS),
+        Capsule(hip, (0, 0, 0), whole, RADIUS),
+        Capsule(ankle, (0, 0, 0), twice, RADIUS),
     ]
     return links, shapes, (0.0, 1.0 * x)
 

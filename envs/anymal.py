@@ -28,8 +28,8 @@ from envs.shapes import Capsule, end_contacts
 BASE = Link("base", parent=-1, joint=FREE, mass=27.75073511, inertia=(0.1345648853, 1.886984537, 1.886984537))
 BODY = Capsule(link=0, start=(-0.375, 0, 0), end=(0.375, 0, 0), radius=0.1)
 JOINT = {"joint": REVOLUTE, "armature": 0.006, "stiffness": 85.0, "damping": 2.0}
-THIGH_INERTIA = (0.00985303987, 0.003745783753, 0.00985303987)
-FOOT_INERTIA = (4.071504079e-05, 4.071504079e-05, 4.071504079e-05)
+THIGH = {"mass": 2.261946711, "inertia": (0.00985303987, 0.003745783753, 0.00985303987)}
+SHANK = {"mass": 0.1130973355, "inertia": (4.071504079e-05, 4.071504079e-05, 4.071504079e-05)}
 GROUND = {"stiffness": 2.0e3, "damping": 5.0e2, "friction_stiffness": 1.0e2, "friction": 0.75}
 
 
@@ -39,34 +39,11 @@ def leg(name, front, side, first):
     knee = (0, side * 0.1003, -0.285)
     actuator = (0, side * 0.0503, -0.285)  # the knee's motor, the only part of a thigh that has mass
     foot = (front * 0.08795, side * 0.01305, -0.31547)
+    hip_offset, thigh_offset = (front * 0.2999, side * 0.104, 0), (front * 0.0599, side * 0.08381, 0)
     links = [
-        Link(
-            name=f"{name}_HAA",
-            parent=0,
-            axis=(1, 0, 0),
-            offset=(front * 0.2999, side * 0.104, 0),
-            **JOINT,
-        ),
-        Link(
-            name=f"{name}_HFE",
-            parent=first,
-            axis=(0, 1, 0),
-            offset=(front * 0.0599, side * 0.08381, 0),
-            mass=2.261946711,
-            com=actuator,
-            inertia=THIGH_INERTIA,
-            **JOINT,
-        ),
-        Link(
-            name=f"{name}_KFE",
-            parent=thigh,
-            axis=(0, 1, 0),
-            offset=knee,
-            mass=0.1130973355,
-            com=foot,
-            inertia=FOOT_INERTIA,
-            **JOINT,
-        ),
+        Link(f"{name}_HAA", 0, axis=(1, 0, 0), offset=hip_offset, **JOINT),
+        Link(f"{name}_HFE", first, axis=(0, 1, 0), offset=thigh_offset, com=actuator, **THIGH, **JOINT),
+        Link(f"{name}_KFE", thigh, axis=(0, 1, 0), offset=knee, com=foot, **SHANK, **JOINT),
     ]
     touching = [
         Capsule(thigh, (0, side * -0.0097, -0.285), (0, side * 0.1103, -0.285), radius=0.06),

@@ -35,13 +35,27 @@ from envs.shapes import Capsule, end_contacts
 GROUND = {"stiffness": 2.0e4, "damping": 2.0e3, "friction_stiffness": 1.0e3, "friction": 0.75}
 
 
-def hinge(name, parent, axis, offset, degrees, stiffness, damping, armature, **body):
-    limits = (radians(degrees[0]), radians(degrees[1]))
-    springs = {"stiffness": stiffness, "damping": damping, "armature": armature}
-    return Link(name, parent, REVOLUTE, axis, offset, limits=limits, **springs, **body)
+# springs of the joints, and bodies
+WAIST_Z = {"stiffness": 20.0, "damping": 5.0, "armature": 0.02}
+WAIST_Y = HIP_Y = {"stiffness": 20.0, "damping": 5.0, "armature": 0.01}
+WAIST_X = HIP = SHOULDER = {"stiffness": 10.0, "damping": 5.0, "armature": 0.01}
+KNEE = {"stiffness": 5.0, "damping": 0.1, "armature": 0.007}
+ANKLE = ELBOW = {"stiffness": 2.0, "damping": 1.0, "armature": 0.006}
 
-
+WAIST = {"mass": 2.261946711, "com": (0, 0, -0.065), "inertia": (0, 0, 0.009853039871)}
+PELVIS = {"mass": 6.616194128, "com": (-0.02, 0, -0.1), "inertia": (0, 0, 0.05231797919)}
+THIGH = {"mass": 4.751750929, "inertia": (0, 0.07482214779, 5.599052019e-08)}
+SHIN = {"mass": 2.755696167, "com": (0, 0, -0.17), "inertia": (0, 0.03260801546, 0)}
+FOOT = {"mass": 1.131141232, "inertia": (0.0008491385369, 0.005940126353, 0.006446461544)}
+UPPER_ARM = {"mass": 1.661080485, "inertia": (0.0004286570587, 0.009893382047, 0.009893382047)}
 HERE = (0, 0, 0)  # a further hinge at the same place
+
+
+def hinge(name, parent, axis, offset, degrees, **springs_and_body):
+    limits = (radians(degrees[0]), radians(degrees[1]))
+    return Link(name, parent, REVOLUTE, axis, offset, limits=limits, **springs_and_body)
+
+
 TRUNK = [
     Link(
         name="torso",
@@ -51,33 +65,9 @@ TRUNK = [
         com=(-0.002539383964, 0, 0.03466259111),
         inertia=(0.141999487, 0, -0.001832880444, 0, 0.1421682422, 0, -0.001832880444, 0, 0.04121185153),
     ),
-    hinge("waist_z", 0, (0, 0, 1), (-0.01, 0, -0.195), (-45, 45), stiffness=20, damping=5, armature=0.02),
-    hinge(
-        name="waist_y",
-        parent=1,
-        axis=(0, 1, 0),
-        offset=HERE,
-        degrees=(-75, 30),
-        stiffness=20,
-        damping=5,
-        armature=0.01,
-        mass=2.261946711,
-        com=(0, 0, -0.065),
-        inertia=(0, 0, 0.009853039871),
-    ),
-    hinge(
-        name="waist_x",
-        parent=2,
-        axis=(1, 0, 0),
-        offset=(0, 0, -0.13),
-        degrees=(-35, 35),
-        stiffness=10,
-        damping=5,
-        armature=0.01,
-        mass=6.616194128,
-        com=(-0.02, 0, -0.1),
-        inertia=(0, 0, 0.05231797919),
-    ),
+    hinge("waist_z", 0, (0, 0, 1), (-0.01, 0, -0.195), (-45, 45), **WAIST_Z),
+    hinge("waist_y", 1, (0, 1, 0), HERE, (-75, 30), **WAIST_Y, **WAIST),
+    hinge("waist_x", 2, (1, 0, 0), (0, 0, -0.13), (-35, 35), **WAIST_X, **PELVIS),
 ]
 TRUNK_SHAPES = [
     Capsule(0, (0, -0.07, 0), (0, 0.07, 0), 0.07),
@@ -91,48 +81,15 @@ TRUNK_SHAPES = [
 def leg(name, side, first):
     """Links and shapes of a leg; side is 1 (left) or -1 (right), first the index of its first link."""
     thigh, shin, foot = first + 2, first + 3, first + 5
-    hip = {"stiffness": 10, "damping": 5, "armature": 0.01}
-    ankle = {"degrees": (-50, 50), "stiffness": 2, "damping": 1, "armature": 0.006}
+    roll = (2 / 5**0.5, 0, 1 / 5**0.5)
+    thigh_com, foot_com = (0, side * -0.005, -0.17), (0.035, side * 0.01, -0.08)
     links = [
-        hinge(f"{name}_hip_x", 3, (-side, 0, 0), (0, side * 0.1, -0.14), (-25, 5), **hip),
-        hinge(f"{name}_hip_z", first, (0, 0, -side), HERE, (-60, 35), **hip),
-        hinge(
-            name=f"{name}_hip_y",
-            parent=first + 1,
-            axis=(0, 1, 0),
-            offset=HERE,
-            degrees=(-80, 20),
-            stiffness=20,
-            damping=5,
-            armature=0.01,
-            mass=4.751750929,
-            com=(0, side * -0.005, -0.17),
-            inertia=(0, 0.07482214779, 5.599052019e-08),
-        ),
-        hinge(
-            name=f"{name}_knee",
-            parent=thigh,
-            axis=(0, -1, 0),
-            offset=(0, side * -0.01, -0.383),
-            degrees=(-160, 2),
-            stiffness=5,
-            damping=0.1,
-            armature=0.007,
-            mass=2.755696167,
-            com=(0, 0, -0.17),
-            inertia=(0, 0.03260801546, 0),
-        ),
-        hinge(f"{name}_ankle_y", shin, (0, 1, 0), (0, 0, -0.33), **ankle),
-        hinge(
-            name=f"{name}_ankle_x",
-            parent=first + 4,
-            axis=(2 / 5**0.5, 0, 1 / 5**0.5),
-            offset=HERE,
-            mass=1.131141232,
-            com=(0.035, side * 0.01, -0.08),
-            inertia=(0.0008491385369, 0.005940126353, 0.006446461544),
-            **ankle,
-        ),
+        hinge(f"{name}_hip_x", 3, (-side, 0, 0), (0, side * 0.1, -0.14), (-25, 5), **HIP),
+        hinge(f"{name}_hip_z", first, (0, 0, -side), HERE, (-60, 35), **HIP),
+        hinge(f"{name}_hip_y", first + 1, (0, 1, 0), HERE, (-80, 20), **HIP_Y, **THIGH, com=thigh_com),
+        hinge(f"{name}_knee", thigh, (0, -1, 0), (0, side * -0.01, -0.383), (-160, 2), **KNEE, **SHIN),
+        hinge(f"{name}_ankle_y", shin, (0, 1, 0), (0, 0, -0.33), (-50, 50), **ANKLE),
+        hinge(f"{name}_ankle_x", first + 4, roll, HERE, (-50, 50), **ANKLE, **FOOT, com=foot_com),
     ]
     shapes = [
         Capsule(thigh, (0, 0, 0), (0, side * -0.01, -0.34), 0.06),
@@ -146,38 +103,17 @@ def leg(name, side, first):
 def arm(name, side, first):
     """Links and shapes of an arm, as for a leg."""
     upper, lower = first + 1, first + 2
-    shoulder = {"degrees": (-60, 60), "stiffness": 10, "damping": 5, "armature": 0.01}
-    across = (0, -(0.5**0.5), -side * 0.5**0.5)
-    middle, o = 0.1096231337, 0.001698013027
-    links = [
-        hinge(
-            f"{name}_shoulder1", 0, (-side * 2 / 6**0.5, 1 / 6**0.5, -side / 6**0.5), (0, side * 0.17, 0.06), **shoulder
-        ),
-        hinge(
-            name=f"{name}_shoulder2",
-            parent=first,
-            axis=across,
-            offset=HERE,
-            mass=1.661080485,
-            com=(0.08, side * 0.08, -0.08),
-            inertia=(0.0004286570587, 0.009893382047, 0.009893382047),
-            **shoulder,
-        ),
-        hinge(
-            name=f"{name}_elbow",
-            parent=upper,
-            axis=across,
-            offset=(0.18, side * 0.18, -0.18),
-            degrees=(-90, 50),
-            stiffness=2,
-            damping=1,
-            armature=0.006,
-            mass=1.229540193,
-            com=(middle, -side * middle, middle),
-            inertia=(0.003717594979, side * o, -o, side * o, 0.008793475449, side * o, -o, side * o, 0.008793475449),
-        ),
-    ]
+    along, across = (-side * 2 / 6**0.5, 1 / 6**0.5, -side / 6**0.5), (0, -(0.5**0.5), -side * 0.5**0.5)
+    upper_com, m = (0.08, side * 0.08, -0.08), 0.1096231337
     hand = (0.18, -side * 0.18, 0.18)
+    a, b, o = 0.003717594979, 0.008793475449, 0.001698013027
+    lower_arm = {"mass": 1.229540193, "com": (m, -side * m, m)}
+    lower_arm["inertia"] = (a, side * o, -o, side * o, b, side * o, -o, side * o, b)
+    links = [
+        hinge(f"{name}_shoulder1", 0, along, (0, side * 0.17, 0.06), (-60, 60), **SHOULDER),
+        hinge(f"{name}_shoulder2", first, across, HERE, (-60, 60), **SHOULDER, **UPPER_ARM, com=upper_com),
+        hinge(f"{name}_elbow", upper, across, (0.18, side * 0.18, -0.18), (-90, 50), **ELBOW, **lower_arm),
+    ]
     shapes = [
         Capsule(upper, (0, 0, 0), (0.16, side * 0.16, -0.16), 0.04),
         Capsule(lower, (0.01, -side * 0.01, 0.01), (0.17, -side * 0.17, 0.17), 0.031),

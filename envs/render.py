@@ -126,6 +126,13 @@ def surface_normal(shape: Shape, X: wp.transform, point: wp.vec3):
     return wp.normalize(wp.transform_vector(X, n))
 
 
+@wp.func
+def light_on(shapes: wp.array[Shape], link_pose: wp.array2d[wp.transform], point: wp.vec3, normal: wp.vec3):
+    """Ambient light, and the sun's where nothing is in its way."""
+    shadow, blocker = nearest_shape(shapes, link_pose, point, TO_LIGHT)
+    return 0.45 + 0.65 * wp.where(blocker < 0, wp.max(wp.dot(normal, TO_LIGHT), 0.0), 0.0)
+
+
 @wp.kernel
 def draw(
     # Model:
@@ -154,11 +161,9 @@ def draw(
             normal = surface_normal(shapes[index], link_pose[0, shapes[index].link], point)
         else:
             color = tiles[(int(wp.floor(point[0])) + int(wp.floor(point[2]))) & 1]
-        shadow, blocker = nearest_shape(shapes, link_pose, point, TO_LIGHT)
-        light = wp.where(blocker < 0, wp.max(wp.dot(normal, TO_LIGHT), 0.0), 0.0)
         distance = wp.min(t, ground) / HAZE  # the horizon fades, or its tiles would flicker
         haze = 1.0 - wp.exp(-distance * distance)
-        color = wp.lerp(color * (0.45 + 0.65 * light), SKY, haze)
+        color = wp.lerp(color * light_on(shapes, link_pose, point, normal), SKY, haze)
     for k in range(3):
         picture[row, column, k] = wp.uint8(255.0 * wp.clamp(color[k], 0.0, 1.0))
 
