@@ -1,4 +1,4 @@
-"""Reparameterization Proximal Policy Optimization (RPO), arXiv 2508.06214. Docs: README.md
+"""Reparameterization Proximal Policy Optimization (RPO), arXiv 2508.06214. Docs: docs/rpo.md
 
 Not CleanRL's `rpo_continuous_action.py`, which is *Robust* Policy Optimization (arXiv 2212.07536).
 
@@ -73,7 +73,7 @@ class Args:
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
-    """write a video of one deterministic episode to the run folder at every evaluation, which the end is too"""
+    """write a video of one deterministic episode to the run folder at every evaluation, the final one included"""
     checkpoint: str | None = None
     """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
     checkpoint_freq: int = 20
@@ -208,9 +208,9 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: the parts of RPO
 def squashed_entropy(mean, log_std):
-    """Entropy H of tanh(u), one sample per state, scaled: 0 at SAPO's target -A/2, 1 at +A/2."""
+    """Entropy E of tanh(u), one sample per state, scaled: 0 at the target -A/2, 1 at +A/2."""
     u = mean + log_std.exp() * torch.randn_like(mean)
-    # H = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
+    # E = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
     gaussian = log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))
     entropy = (gaussian + 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))).sum(-1)
@@ -296,7 +296,7 @@ def policy_loss(actor, data, args):
         keep = (ratio >= 1.0 - args.clip_low) & (ratio <= 1.0 + args.clip_high)
         weight = ratio * keep if args.clip_gradient else ratio
 
-    # L = lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ H ]   (eq. 14)
+    # L = lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ h ]   (eq. 14)
     # The first term is a linear proxy, only its gradient means something; a dropped sample still counts in the mean.
     surrogate = (weight * (data["action_grads"] * u).sum(-1)).mean()
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
@@ -360,7 +360,7 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
     finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
     for t in range(env.max_episode_steps):
         if frames is not None and t % 2 == 0 and not finished[0]:
-            frames.append(env.render())  # before the step, which may reset the environment
+            frames.append(env.render())  # before the step, which may reset the environment; 30 a second
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
@@ -390,7 +390,7 @@ def report_evaluation(actor, normalizer, args, video_path):
 
 
 def write_video(frames, path, fps=30):
-    """An mp4 where imageio-ffmpeg is installed, else an animated WebP by Pillow, which tensorboard brings along."""
+    """An mp4 where imageio-ffmpeg is installed, else an animated WebP."""
     try:
         import imageio_ffmpeg
     except ImportError:

@@ -8,14 +8,14 @@ sets its price so that the entropy stays near a target.
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u), reward
     pi_theta         u                u = mu + sigma * eps, eps ~ N(0, 1): the reparameterised sample
-    h, N             num_steps, num_envs
-    H_pi(s)          entropy          of the policy at s, scaled: 0 at the target, 1 as far above it as 0 lies below
-    H_bar            -A / 2           the target entropy, for A action dimensions
+    H, N             num_steps, num_envs
+    h                entropy          (E - E_bar) / A: the entropy E of the policy at s, 0 at its target, 1 at +A/2
+    E_bar            -A / 2           the target entropy, for A action dimensions
     alpha            alpha            the temperature: price of the scaled entropy
     V_soft           critic           two of them: their mean in the return, their minimum in the targets
     L_theta          loss             minus the discounted soft return per step, with V_soft where the rollout is cut
 
-Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000
+Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Resume:  python sapo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
@@ -63,7 +63,7 @@ class Args:
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
-    """write a video of one deterministic episode to the run folder at every evaluation, which the end is too"""
+    """write a video of one deterministic episode to the run folder at every evaluation, the final one included"""
     checkpoint: str | None = None
     """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
     checkpoint_freq: int = 20
@@ -201,9 +201,9 @@ class Temperature(nn.Module):
 
 # ALGO LOGIC: the parts of SAPO
 def squashed_entropy(mean, log_std):
-    """Entropy H of tanh(u), one sample per state, scaled: 0 at SAPO's target -A/2, 1 at +A/2."""
+    """Entropy E of tanh(u), one sample per state, scaled: 0 at the target -A/2, 1 at +A/2."""
     u = mean + log_std.exp() * torch.randn_like(mean)
-    # H = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
+    # E = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
     gaussian = log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))
     entropy = (gaussian + 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))).sum(-1)
@@ -253,7 +253,7 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         end = done | (t == args.num_steps - 1)
         values = torch.where(terminated[:, None], 0.0, critic(frozen(infos["final_obs"])))
 
-        # R = sum_t gamma^t (r_t + alpha H_t), plus gamma^(t+1) V(s_{t+1}) where the trajectory ends; gamma^t restarts
+        # R = sum_t gamma^t (r_t + alpha h_t), plus gamma^(t+1) V(s_{t+1}) where the trajectory ends; gamma^t restarts
         # with an episode
         returns = returns + discount * (soft_reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
         discount = torch.where(done, 1.0, args.gamma * discount)
@@ -274,7 +274,7 @@ def policy_loss(returns, args):
 
 def temperature_loss(alpha, entropies, num_actions):
     """L_alpha, which falls with alpha where the entropy is above its target (scaled: 0) and rises with it below."""
-    # L_alpha = alpha |H_bar| E[H - H_bar];   with H_bar = -A/2 and the scaled h = (H + A/2) / A it is alpha A^2/2 E[h]
+    # L_alpha = alpha |E_bar| mean(E - E_bar);   with E_bar = -A/2 and h = (E - E_bar) / A it is alpha A^2/2 mean(h)
     return alpha * 0.5 * num_actions**2 * entropies.mean()
 
 
@@ -332,7 +332,7 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
     finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
     for t in range(env.max_episode_steps):
         if frames is not None and t % 2 == 0 and not finished[0]:
-            frames.append(env.render())  # before the step, which may reset the environment
+            frames.append(env.render())  # before the step, which may reset the environment; 30 a second
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
@@ -362,7 +362,7 @@ def report_evaluation(actor, normalizer, args, video_path):
 
 
 def write_video(frames, path, fps=30):
-    """An mp4 where imageio-ffmpeg is installed, else an animated WebP by Pillow, which tensorboard brings along."""
+    """An mp4 where imageio-ffmpeg is installed, else an animated WebP."""
     try:
         import imageio_ffmpeg
     except ImportError:
@@ -600,8 +600,9 @@ def main():
             loss.backward(inputs=list(actor.parameters()))  # the critics' weights are constants here
             del returns, loss  # and with them the graph
             time_2 = time.time()
-            action_grads = torch.stack(action_grads) * args.batch_size  # of R instead of the loss
+            action_grads = torch.stack(action_grads) * args.batch_size  # of -R, summed over the environments
             finite = action_grads.isfinite().all(-1)
+            action_grads = torch.where(finite[..., None], action_grads, 0.0)
             count_failures(failures, quantities[0], [finite.any().item()])
             actor_steps = [clipped_step(actor_optimizer, args.max_grad_norm)]
 
@@ -611,7 +612,7 @@ def main():
                 alpha_optimizer.zero_grad()
                 alpha_loss.backward()
                 clipped_step(alpha_optimizer, args.max_grad_norm)
-            soft_rewards = data["rewards"] + temperature().item() * data["entropies"]
+            soft_rewards = data["rewards"] + temperature().item() * data["entropies"]  # numbers: targets are data
             targets = td_lambda_targets(soft_rewards, data["td_values"], data["ends"], args.gamma, args.td_lambda)
 
             # flatten the batch
@@ -651,7 +652,7 @@ def main():
                 "losses/approx_kl": approx_kl,
                 "losses/actor_grad_norm": np.mean(actor_norms),
                 "losses/critic_grad_norm": np.mean(critic_norms),
-                "losses/action_grad_norm": action_grads[finite].norm(dim=-1).mean().item(),
+                "losses/action_grad_norm": action_grads.norm(dim=-1).mean().item(),
                 "losses/nonfinite_action_grads": (~finite).sum().item(),
                 "losses/skipped_updates": failures["skipped"],
                 "time/rollout": time_1 - time_0,

@@ -8,12 +8,12 @@ rollout.
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u), reward
     pi_theta         u                u = mu + sigma * eps, eps ~ N(0, 1): the reparameterised sample
-    h, N             num_steps, num_envs
+    H, N             num_steps, num_envs
     V_phi            critic           two of them: their mean in the return, their minimum in the targets
     L_theta          loss             minus the discounted return per step, with V_phi where the rollout is cut
     V~(s_t)          targets          TD(lambda)
 
-Try:     python shac_continuous.py --env-id ant --total-timesteps 700000
+Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Resume:  python shac_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
@@ -60,7 +60,7 @@ class Args:
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
-    """write a video of one deterministic episode to the run folder at every evaluation, which the end is too"""
+    """write a video of one deterministic episode to the run folder at every evaluation, the final one included"""
     checkpoint: str | None = None
     """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
     checkpoint_freq: int = 20
@@ -292,7 +292,7 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
     finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
     for t in range(env.max_episode_steps):
         if frames is not None and t % 2 == 0 and not finished[0]:
-            frames.append(env.render())  # before the step, which may reset the environment
+            frames.append(env.render())  # before the step, which may reset the environment; 30 a second
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
@@ -322,7 +322,7 @@ def report_evaluation(actor, normalizer, args, video_path):
 
 
 def write_video(frames, path, fps=30):
-    """An mp4 where imageio-ffmpeg is installed, else an animated WebP by Pillow, which tensorboard brings along."""
+    """An mp4 where imageio-ffmpeg is installed, else an animated WebP."""
     try:
         import imageio_ffmpeg
     except ImportError:
@@ -554,8 +554,9 @@ def main():
             loss.backward(inputs=list(actor.parameters()))  # the critics' weights are constants here
             del returns, loss  # and with them the graph
             time_2 = time.time()
-            action_grads = torch.stack(action_grads) * args.batch_size  # of R instead of the loss
+            action_grads = torch.stack(action_grads) * args.batch_size  # of -R, summed over the environments
             finite = action_grads.isfinite().all(-1)
+            action_grads = torch.where(finite[..., None], action_grads, 0.0)
             count_failures(failures, quantities[0], [finite.any().item()])
             actor_steps = [clipped_step(actor_optimizer, args.max_grad_norm)]
             targets = td_lambda_targets(data["rewards"], data["td_values"], data["ends"], args.gamma, args.td_lambda)
@@ -595,7 +596,7 @@ def main():
                 "losses/approx_kl": approx_kl,
                 "losses/actor_grad_norm": np.mean(actor_norms),
                 "losses/critic_grad_norm": np.mean(critic_norms),
-                "losses/action_grad_norm": action_grads[finite].norm(dim=-1).mean().item(),
+                "losses/action_grad_norm": action_grads.norm(dim=-1).mean().item(),
                 "losses/nonfinite_action_grads": (~finite).sum().item(),
                 "losses/skipped_updates": failures["skipped"],
                 "time/rollout": time_1 - time_0,

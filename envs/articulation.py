@@ -244,6 +244,7 @@ def _check(articulation):
             raise ValueError(
                 f"link 0 ({root.name}): translates_along_x needs a prismatic joint along the world's x axis"
             )
-    for i, contact in enumerate(articulation.contacts):
-        if not 0 <= contact.link < len(articulation.links):
-            raise ValueError(f"contact {i}: link must be 0 .. {len(articulation.links) - 1}, got {contact.link}")
+    for kind, parts in (("contact", articulation.contacts), ("shape", articulation.shapes)):
+        for i, part in enumerate(parts):
+            if not 0 <= part.link < len(articulation.links):
+                raise ValueError(f"{kind} {i}: link must be 0 .. {len(articulation.links) - 1}, got {part.link}")

@@ -54,9 +54,9 @@ LINKS = [
     ),
 ]
 SHAPES = [
-    Box(link=0, center=(0, 0, 0), half_extents=(4.5, 0.02, 0.02)),
     Box(link=1, center=(0, 0, 0), half_extents=(0.25, 0.25, 0.1)),
     Box(link=2, center=(0, 0, 0.5), half_extents=(0.025, 0.025, 0.5)),
+    Box(link=0, center=(0, 0, 0), half_extents=(4.5, 0.02, 0.02)),
 ]
 
 

@@ -20,9 +20,9 @@ Reward, from the observation o after the step and the clamped action a:
 It never ends early.  Time limit: 1000 steps of 1/60 s (16 substeps, mass matrix rebuilt once per step).
 Reset: torso at 0.8 m; every coordinate +-0.1, every velocity +-0.25.
 
-Where DFlex's robot is not what one expects: the damping of 10 of the joint limits acts always, also on the three root
-joints, which slows the running down (10 N s/m); they carry an armature of 0.1 besides; and of the inertia of a shape
-that is turned in its link only R_ii^2 I_ii is kept.
+Where DFlex's robot is not what one expects: the front foot's zero pose lies 0.3 rad beyond its limit; the damping of 10
+of the joint limits acts always, also on the three root joints, which slows the running down (10 N s/m); all nine joints
+carry an armature of 0.1; and of the inertia of a shape that is turned in its link only R_ii^2 I_ii is kept.
 """
 
 import torch

@@ -35,13 +35,14 @@ from envs.shapes import Capsule, end_contacts
 GROUND = {"stiffness": 2.0e4, "damping": 2.0e3, "friction_stiffness": 1.0e3, "friction": 0.75}
 
 
-# springs of the joints, and bodies
+# springs: N m/rad, N m s/rad, kg m^2
 WAIST_Z = {"stiffness": 20.0, "damping": 5.0, "armature": 0.02}
 WAIST_Y = HIP_Y = {"stiffness": 20.0, "damping": 5.0, "armature": 0.01}
 WAIST_X = HIP = SHOULDER = {"stiffness": 10.0, "damping": 5.0, "armature": 0.01}
 KNEE = {"stiffness": 5.0, "damping": 0.1, "armature": 0.007}
 ANKLE = ELBOW = {"stiffness": 2.0, "damping": 1.0, "armature": 0.006}
 
+# bodies: kg, m, kg m^2
 WAIST = {"mass": 2.261946711, "com": (0, 0, -0.065), "inertia": (0, 0, 0.009853039871)}
 PELVIS = {"mass": 6.616194128, "com": (-0.02, 0, -0.1), "inertia": (0, 0, 0.05231797919)}
 THIGH = {"mass": 4.751750929, "inertia": (0, 0.07482214779, 5.599052019e-08)}
@@ -52,6 +53,7 @@ HERE = (0, 0, 0)  # a further hinge at the same place
 
 
 def hinge(name, parent, axis, offset, degrees, **springs_and_body):
+    """A revolute joint with its limits in degrees, and the body that it moves."""
     limits = (radians(degrees[0]), radians(degrees[1]))
     return Link(name, parent, REVOLUTE, axis, offset, limits=limits, **springs_and_body)
 

@@ -111,6 +111,7 @@ def nearest_shape(shapes: wp.array[Shape], link_pose: wp.array2d[wp.transform], 
 
 @wp.func
 def surface_normal(shape: Shape, X: wp.transform, point: wp.vec3):
+    """Unit normal, in world axes, of the shape's surface at a point of the world."""
     p = wp.transform_point(wp.transform_inverse(X), point) - shape.start
     n = wp.vec3()
     if shape.is_box:
@@ -133,15 +134,23 @@ def light_on(shapes: wp.array[Shape], link_pose: wp.array2d[wp.transform], point
     return 0.45 + 0.65 * wp.where(blocker < 0, wp.max(wp.dot(normal, TO_LIGHT), 0.0), 0.0)
 
 
+@wp.func
+def fade(color: wp.vec3, distance: float):
+    """Haze: far away everything has the sky's colour, or the tiles at the horizon would flicker."""
+    d = distance / HAZE
+    return wp.lerp(color, SKY, 1.0 - wp.exp(-d * d))
+
+
 @wp.kernel
-def draw(
+def draw_pixel(
     # Model:
     shapes: wp.array[Shape],
     tiles: wp.array[wp.vec3],
     # State in:
     link_pose: wp.array2d[wp.transform],
+    # Camera:
     camera: Camera,
-    # State out:
+    # Picture out:
     picture: wp.array3d[wp.uint8],
 ):
     row, column = wp.tid()
@@ -161,9 +170,7 @@ def draw(
             normal = surface_normal(shapes[index], link_pose[0, shapes[index].link], point)
         else:
             color = tiles[(int(wp.floor(point[0])) + int(wp.floor(point[2]))) & 1]
-        distance = wp.min(t, ground) / HAZE  # the horizon fades, or its tiles would flicker
-        haze = 1.0 - wp.exp(-distance * distance)
-        color = wp.lerp(color * light_on(shapes, link_pose, point, normal), SKY, haze)
+        color = fade(color * light_on(shapes, link_pose, point, normal), wp.min(t, ground))
     for k in range(3):
         picture[row, column, k] = wp.uint8(255.0 * wp.clamp(color[k], 0.0, 1.0))
 
@@ -175,6 +182,8 @@ class Renderer:
     """
 
     def __init__(self, articulation, device, look_at_height, distance, width=320, height=240):
+        if not articulation.shapes:
+            raise ValueError("articulation: expected at least one shape to draw, got none")
         self.device = wp.device_from_torch(device)
         self.model = build_model(articulation, self.device)
         self.look_at_height, self.distance = look_at_height, distance
@@ -195,7 +204,7 @@ class Renderer:
         outputs = [self.link_pose, self.motion_subspace, self.link_twist, self.link_bias]
         wp.launch(forward_kinematics, 1, [self.model, joint_q, self.joint_qd], outputs, device=self.device)
         inputs = [self.shapes, self.tiles, self.link_pose, self._camera()]
-        wp.launch(draw, self.picture.shape[:2], inputs, [self.picture], device=self.device)
+        wp.launch(draw_pixel, self.picture.shape[:2], inputs, [self.picture], device=self.device)
         return self.picture.numpy().copy()
 
     def _camera(self):

@@ -122,7 +122,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         joint_q, joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
         self.joint_q = torch.where(diverged[:, None], new_state[0], joint_q)
         self.joint_qd = torch.where(diverged[:, None], new_state[1], joint_qd)
-        self.last_action = action
+        self.last_action = torch.where(diverged[:, None], 0.0, action)
         self.diverged = self.diverged + diverged.sum()
         return diverged
 

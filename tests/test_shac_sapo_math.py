@@ -146,18 +146,19 @@ def test_temperature_moves_against_the_distance_of_the_entropy_from_its_target()
         loss = sapo.temperature_loss(temperature(), torch.full((3, 5), h), num_actions=8)
         (grad,) = torch.autograd.grad(loss, temperature.log_alpha)
         assert grad.item() == pytest.approx(slope)
+    temperature = sapo.Temperature(1.0)
     optimizer = torch.optim.AdamW(temperature.parameters(), lr=5e-3)
     sapo.temperature_loss(temperature(), torch.tensor([0.25]), 8).backward()
     sapo.clipped_step(optimizer, 0.5)
     assert temperature().item() < 1.0
 
 
-def test_entropy_is_zero_at_its_target():  # M8
-    # almost no noise around u = 0, where tanh is the identity: H = A (log sigma + (1 + log 2 pi) / 2)
+def test_entropy_is_scaled_by_its_target():  # M8
+    # almost no noise around u = 0, where tanh is the identity: E = A (log sigma + (1 + log 2 pi) / 2), and h is
+    # (E + A/2) / A
     for per_dimension, scaled in ((-4.5, -4.0), (-6.5, -6.0)):
         log_std = torch.full((1, 8), per_dimension - 0.5 * (1.0 + math.log(2.0 * math.pi)))
         entropy = sapo.squashed_entropy(torch.zeros(1, 8), log_std)
-        # (H + A/2) / A
         assert entropy.item() == pytest.approx(scaled, abs=1e-3)
 
 

@@ -287,17 +287,19 @@ def test_a_million_metres_are_the_limit(x, diverged):
 def test_a_diverged_environment_is_reset_and_the_others_do_not_notice(value):
     grads, observations = [], []
     for blow_up in (False, True):
-        env = make(3)
+        env = ActionInObservation(3)
+        env.reset()
         q, qd = fallen_state(3)
         if blow_up:
             qd[1, 2] = value
         env.set_state(q.requires_grad_(), qd.requires_grad_())
-        actions = [torch.zeros(3, 3, requires_grad=True) for _ in range(2)]
+        actions = [torch.full((3, 3), 0.1, requires_grad=True) for _ in range(2)]
         first, reward, terminated, truncated, infos = env.step(actions[0])
         if blow_up:
             assert terminated.tolist() == [False, True, False] and not truncated.any()
             assert infos["diverged"] == 1 and infos["diverged"].dtype == torch.int64 and reward[1] == 0
             assert first[1].abs().max() <= 0.05
+            assert torch.equal(infos["final_obs"][1], first[1])  # the action that went before is forgotten, too
         second, reward2, *_, infos2 = env.step(actions[1])
         total = (reward + reward2).sum() + infos["final_obs"].sum() + infos2["final_obs"].sum()
         grads.append(torch.autograd.grad(total, [q, qd, *actions]))
