@@ -370,6 +370,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         first = infos["_episode"] & ~finished
         results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
         finished |= first
+        if finished.all():
+            break
     env.close()
     return results.unbind(1)
 

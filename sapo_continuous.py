@@ -273,7 +273,7 @@ def policy_loss(returns, args):
 
 
 def temperature_loss(alpha, entropies, num_actions):
-    """L_alpha, which falls with alpha where the entropy is above its target (scaled: 0) and rises with it below."""
+    """L_alpha: its descent lowers alpha where the entropy is above its target (h > 0) and raises it below."""
     # L_alpha = alpha |E_bar| mean(E - E_bar);   with E_bar = -A/2 and h = (E - E_bar) / A it is alpha A^2/2 mean(h)
     return alpha * 0.5 * num_actions**2 * entropies.mean()
 
@@ -291,7 +291,7 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (eq. 15)."""
+    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
@@ -342,6 +342,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         first = infos["_episode"] & ~finished
         results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
         finished |= first
+        if finished.all():
+            break
     env.close()
     return results.unbind(1)
 
@@ -611,7 +613,7 @@ def main():
                 alpha_loss = temperature_loss(temperature(), data["entropies"], num_actions)
                 alpha_optimizer.zero_grad()
                 alpha_loss.backward()
-                clipped_step(alpha_optimizer, args.max_grad_norm)
+                failures["skipped"] += not clipped_step(alpha_optimizer, args.max_grad_norm)[1]
             soft_rewards = data["rewards"] + temperature().item() * data["entropies"]  # numbers: targets are data
             targets = td_lambda_targets(soft_rewards, data["td_values"], data["ends"], args.gamma, args.td_lambda)
 

@@ -251,7 +251,7 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (eq. 15)."""
+    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
@@ -302,6 +302,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         first = infos["_episode"] & ~finished
         results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
         finished |= first
+        if finished.all():
+            break
     env.close()
     return results.unbind(1)
 

@@ -14,10 +14,11 @@ Reward, from the observation o after the step:
 Termination: o0 < 0.27.  Time limit: 1000 steps of 1/60 s (16 substeps, mass matrix rebuilt once per step).
 Reset: height 0.75 m, hips at 0, ankles bent by 1 rad; noise as in floating_base.py.
 
-Where DFlex's robot is not the one of the asset: the density of the shapes there (5) is ignored, every shape has
-1000 kg/m^3, so the ant weighs 182 kg; and of the inertia of a shape that is turned in its link only R_ii^2 I_ii is
-kept, so the inertias about x and y of legs at 45 degrees differ; and the products of inertia of all shapes of a link
-but the last are dropped, so the torso has one of x and y.
+Where DFlex's robot is not the one of the asset: the density of the shapes there (5) is ignored, every shape has 1000
+kg/m^3, so the ant weighs 182 kg; the damping of 10 of the joint limits acts always, on top of the joint's 1; of the
+inertia of a shape that is turned in its link only R_ii^2 I_ii is kept, so the inertias about x and y of legs at 45
+degrees differ; and the products of inertia of all shapes of a link but the last are dropped, so the torso has one of
+x and y.
 """
 
 from math import radians

@@ -1,8 +1,9 @@
 """ANYmal: a four-legged robot that is to run along +x, as in DFlex (AHAC fork, imgeorgiev/DiffRL @bb59db5).
 
 Robot (asset anymal_c/urdf/anymal_minimal.urdf): a base and four legs of three hinges each, in the order left front,
-right front, left hind, right hind.  Only collision shapes have mass, at 1000 kg/m^3: 37.25 kg in all, with massless
-hips and shanks.  The frames of all links are parallel to the base's when all angles are zero.
+right front, left hind, right hind. Only collision shapes have mass, at 1000 kg/m^3: 37.25 kg in all, with massless
+hips, and shanks that weigh what their feet do. The frames of all links are parallel to the base's when all angles are
+zero.
 
     action      motor (torque = 200 N m * action)          observation: see floating_base.py, n = 12, 49 numbers
     0 3 6 9     HAA, hip abduction, about x
@@ -16,9 +17,10 @@ Reward, from the observation o after the step and the clamped action a:
 Termination: o0 < 0.25.  Time limit: 1000 steps of 1/60 s (16 substeps, mass matrix rebuilt once per step).
 Reset: height 0.55 m, joints at START_ANGLES; noise as in floating_base.py.
 
-Where DFlex's robot is not the real one: the masses; no joint limits; a spring of 85 N m/rad that pulls every joint
-towards *zero*, the straight leg, not towards the start; and soft ground, into which it sinks by about 4.6 cm.  DFlex
-loads 76 links, 63 of them fixed; here these are merged into the 13 that move, with the same dynamics.
+Where DFlex's robot is not the real one: the masses; no joint limits, but their damping of 10, which acts always; a
+spring of 85 N m/rad that pulls every joint towards *zero*, the straight leg, not towards the start; and soft ground,
+into which it sinks by about 4.6 cm. DFlex loads 76 links, 63 of them fixed; here these are merged into the 13 that
+move, with the same dynamics.
 """
 
 from envs.articulation import FREE, REVOLUTE, Articulation, Link

@@ -20,8 +20,9 @@ Termination: o0 < 0.74.  Time limit: 1000 steps of 1/60 s (48 substeps, mass mat
 Reset: height 1.35 m, all joints at 0; noise as in floating_base.py.  The heading's target is 200 m ahead, out of
 reach within the time limit below 12 m/s.
 
-Where DFlex's robot is not the one of the asset: every shape has 1000 kg/m^3, and of the inertia of a shape that is
-turned in its link only R_ii^2 I_ii is kept, so waist, pelvis, thighs and shins have one axis with inertia each.
+Where DFlex's robot is not the one of the asset: every shape has 1000 kg/m^3; the damping of 10 of the joint limits
+acts always, on top of the joint's own; and of the inertia of a shape that is turned in its link only R_ii^2 I_ii is
+kept, so waist, pelvis, thighs and shins have one axis with inertia each.
 """
 
 from math import radians

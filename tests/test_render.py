@@ -6,7 +6,7 @@ import torch
 
 import envs
 from envs.articulation import FREE, Articulation, Link
-from envs.render import HALF_HEIGHT_OF_VIEW, PALETTE, TO_LIGHT, VIEW, Renderer
+from envs.render import HALF_HEIGHT_OF_VIEW, HAZE, PALETTE, SKY, TO_LIGHT, VIEW, Renderer
 from envs.shapes import Box, Capsule
 
 AT_REST = [0.0, 0.0, 0.0, 1.0]  # no rotation
@@ -70,10 +70,36 @@ def test_a_box_turns_with_its_link():
 
 def test_the_nearer_shape_hides_the_other():
     near, far = (0.0, 0.5, 0.5), (0.0, 0.5, 0.5) - VIEW
-    image = picture([Capsule(0, near, near, 0.1), Box(0, tuple(far), (0.05, 0.05, 0.05))])
-    alone = picture([Capsule(0, near, near, 0.1)])
+    shapes = [Capsule(0, near, near, 0.1), Box(0, tuple(far), (0.05, 0.05, 0.05))]
     row, column = (int(x) for x in pixel_of(near))
-    assert (image[row, column] == alone[row, column]).all()
+    ball, box = (picture([shape])[row, column] for shape in shapes)
+    assert (ball != box).any()
+    for both in (shapes, shapes[::-1]):
+        assert (picture(both)[row, column] == ball).all()
+
+
+def brightness(image, point):
+    """The light on the surface at the world's point, from its pixel: what ambient light and sun leave of the colour."""
+    row, column = (int(x) for x in pixel_of(point))
+    distance = np.linalg.norm(DISTANCE * VIEW + (0.0, HEIGHT, 0.0) - point)
+    haze = 1.0 - np.exp(-((distance / HAZE) ** 2))
+    lit = (image[row, column] / 255.0 - haze * np.array([*SKY])) / (1.0 - haze)
+    return (lit / PALETTE[0]).mean()
+
+
+def test_a_surface_is_as_bright_as_it_faces_the_light():
+    light = np.array([*TO_LIGHT])
+    turned = np.array([0.0, np.sin(0.2), 0.0, np.cos(0.2)])  # 0.4 rad about y
+    box, ball = [Box(0, (0, 0, 0), (0.3, 0.2, 0.3))], [Capsule(0, (0, 0, 0), (0, 0, 0), 0.3)]
+    middle = np.array([0.0, 0.6, 0.0])
+    cases = [(box, AT_REST, (0.0, 1.0, 0.0), 0.2), (box, AT_REST, (0.0, 0.0, 1.0), 0.3)]
+    cases += [(box, turned, (np.sin(0.4), 0.0, np.cos(0.4)), 0.3), (ball, AT_REST, VIEW, 0.3)]
+    cases += [(ball, AT_REST, (0.0, 0.6, 0.8), 0.3), (ball, AT_REST, (0.6, 0.0, 0.8), 0.3)]
+    for shapes, rotation, normal, depth in cases:
+        image = picture(shapes, position=middle, rotation=rotation)
+        expected = 0.45 + 0.65 * max(np.dot(normal, light), 0.0)
+        # a pixel is 1 cm wide, over which the ball's normal turns by 0.03 rad
+        assert brightness(image, middle + depth * np.array(normal)) == pytest.approx(expected, abs=0.03), normal
 
 
 def test_the_ground_is_dark_where_the_light_is_blocked():
@@ -82,7 +108,7 @@ def test_the_ground_is_dark_where_the_light_is_blocked():
     light = np.array([*TO_LIGHT])
     shadow = ball - light * ball[1] / light[1]  # where the light through the ball's centre meets the ground
     row, column = (int(x) for x in pixel_of(shadow))
-    # outside the shadow; of the other shade of tile, which is a tenth darker
+    # outside the shadow, on the same tile
     lit_row, lit_column = (int(x) for x in pixel_of(shadow + (0.4, 0.0, 0.0)))
     # ambient light alone is 0.45 of a light that is 0.45 + 0.65 * 0.84; haze brings the two nearer to each other
     assert image[row, column].sum() < 0.6 * image[lit_row, lit_column].sum()

@@ -171,6 +171,11 @@ def test_the_three_scripts_share_their_networks_and_their_critic_targets():
             theirs = getattr(rpo, name)(*(5, 2) if name == "Actor" else (5,))
             assert ours.state_dict().keys() == theirs.state_dict().keys()
             assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
+            x = 20.0 * torch.randn(4, 5)  # so far out that log sigma is clamped
+            if name == "ObsNormalizer":
+                ours.update(x)
+                theirs.update(x)
+            assert all(torch.equal(a, b) for a, b in zip(ours(x), theirs(x)))
         x = torch.randn(4, 3)
         ends = torch.tensor([[False, True, False]] * 3 + [[True] * 3])
         ours, theirs = (module.td_lambda_targets(x, x + 1.0, ends, 0.9, 0.8) for module in (script, rpo))
