@@ -47,7 +47,10 @@ class Args:
 def rollout_seconds(env, horizon, backward):
     """The duration of one rollout, with the gradient of all its rewards with respect to all its actions."""
     env.reset()
-    actions = [env.uniform(env.num_actions, 1.0).requires_grad_(backward) for _ in range(horizon)]
+    actions = [
+        (2.0 * torch.rand(env.num_envs, env.num_actions, device=env.device) - 1.0).requires_grad_(backward)
+        for _ in range(horizon)
+    ]
     synchronize(env.device)
     start = time.perf_counter()
     total = sum(env.step(action)[1].sum() for action in actions)
@@ -66,7 +69,7 @@ def measure(args, env_id, num_threads):
     num_envs = args.num_envs or NUM_ENVS[env_id]
     env = envs.make(env_id, num_envs=num_envs, device=args.device, num_threads=num_threads)
     row = {"env_id": env_id, "num_envs": num_envs, "device": args.device}
-    row["threads"] = len(env.simulator.batches) if args.device == "cpu" else ""
+    row["threads"] = len(env.simulator.slices) if args.device == "cpu" else ""
     for name, backward in (("forward", False), ("forward_backward", True)):
         rollout_seconds(env, args.horizon, backward)
         seconds = median(rollout_seconds(env, args.horizon, backward) for _ in range(args.repeats))

@@ -94,6 +94,7 @@ class Model:
 
     num_links: int
     num_dofs: int
+    num_positions: int  # how many of the first coordinates may be counted from anywhere: 3, 1 (along x) or 0
     gravity: wp.vec3
     # per link
     link_parent: wp.array[int]
@@ -134,6 +135,7 @@ def build_model(articulation: Articulation, device) -> Model:
     model = Model()
     model.num_links = len(articulation.links)
     model.num_dofs = articulation.num_dofs
+    model.num_positions = 3 if articulation.links[0].joint == FREE else int(articulation.translates_along_x)
     model.gravity = wp.vec3(*articulation.gravity)
     columns = _link_columns(articulation.links) | _dof_columns(articulation.links) | _contact_columns(articulation)
     for name, (values, dtype) in columns.items():

@@ -67,6 +67,7 @@ class Cartpole(VectorEnv):
     num_obs, num_actions = 5, 1
     dt, substeps, mass_matrix_interval = 1.0 / 60.0, 4, 4
     max_episode_steps = 240
+    reset_noise_size = 4
     motor_force = 1000.0  # N
     camera_distance, camera_height = 6.0, 2.5  # m
 
@@ -85,8 +86,8 @@ class Cartpole(VectorEnv):
     def is_terminal(self, obs):
         return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
-    def sample_state(self):
-        return self.uniform(2, 0.5 * math.pi), self.uniform(2, 0.25)
+    def sample_state(self, noise):
+        return 0.5 * math.pi * noise[:, :2], 0.25 * noise[:, 2:]
 
     def rest_state(self):
         return torch.zeros(self.num_envs, 2, device=self.device), torch.zeros(self.num_envs, 2, device=self.device)

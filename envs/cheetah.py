@@ -146,6 +146,7 @@ class Cheetah(VectorEnv):
     num_obs, num_actions = 17, 6
     dt, substeps, mass_matrix_interval = 1.0 / 60.0, 16, 16
     max_episode_steps = 1000
+    reset_noise_size = 18
     motor_torque = 200.0  # N m
     start_z = -0.2  # m, height of the torso - 1
 
@@ -161,8 +162,8 @@ class Cheetah(VectorEnv):
     def is_terminal(self, obs):
         return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
-    def sample_state(self):
-        return self.rest_state()[0] + self.uniform(9, 0.1), self.uniform(9, 0.25)
+    def sample_state(self, noise):
+        return self.rest_state()[0] + 0.1 * noise[:, :9], 0.25 * noise[:, 9:]
 
     def rest_state(self):
         joint_q = torch.zeros(self.num_envs, 9, device=self.device)

@@ -46,6 +46,10 @@ class FloatingBase(VectorEnv):
         self.start = torch.tensor(start, device=self.device).repeat(self.num_envs, 1)
         self.torque = torch.tensor(self.motor_torque, device=self.device)
 
+    @property
+    def reset_noise_size(self):
+        return 3 + 1 + 3 + self.num_actions + 6 + self.num_actions
+
     def actuate(self, action):
         return pad(self.torque * action, (6, 0))  # nothing pushes the root
 
@@ -63,14 +67,13 @@ class FloatingBase(VectorEnv):
     def is_terminal(self, obs):
         return obs[:, 0] < self.termination_height
 
-    def sample_state(self):
-        position, quaternion, angles = self.start.split([3, 4, self.num_actions], dim=1)
-        position = position + self.uniform(3, 0.1)
-        half_angle = 0.5 * self.uniform(1, math.pi / 24.0)
-        axis = normalize(self.uniform(3, 0.5), dim=1)
+    def sample_state(self, noise):
+        n = self.num_actions
+        position, quaternion, angles = self.start.split([3, 4, n], dim=1)
+        shift, turn, axis, joints, joint_qd = noise.split([3, 1, 3, n, 6 + n], dim=1)
+        half_angle, axis = math.pi / 48.0 * turn, normalize(axis, dim=1)
         quaternion = _quaternion_product(quaternion, torch.cat([axis * half_angle.sin(), half_angle.cos()], dim=1))
-        angles = angles + self.uniform(self.num_actions, 0.2)
-        return torch.cat([position, quaternion, angles], dim=1), self.uniform(6 + self.num_actions, 0.25)
+        return torch.cat([position + 0.1 * shift, quaternion, angles + 0.2 * joints], dim=1), 0.25 * joint_qd
 
     def rest_state(self):
         return self.start.clone(), torch.zeros(self.num_envs, 6 + self.num_actions, device=self.device)

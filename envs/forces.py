@@ -19,32 +19,43 @@ from envs.articulation import Model
 
 
 @wp.func
+def lowest_height(model: Model, k: int, pose: wp.transform):
+    """Height of the lowest point of contact sphere k above the ground: p_y - radius.
+
+    Most are in the air, and one row of the rotation matrix tells so more cheaply than contact_wrench and its adjoint.
+    """
+    r = wp.transform_get_rotation(pose)
+    row_y = wp.vec3(
+        2.0 * (r[0] * r[1] + r[3] * r[2]), 1.0 - 2.0 * (r[0] * r[0] + r[2] * r[2]), 2.0 * (r[1] * r[2] - r[3] * r[0])
+    )
+    return pose[1] + wp.dot(row_y, model.contact_point[k]) - model.contact_radius[k]
+
+
+@wp.func
 def contact_wrench(model: Model, k: int, pose: wp.transform, twist: wp.spatial_vector):
-    """Wrench of the ground on contact point k of a link with this pose and twist."""
+    """Wrench of the ground on contact point k, which is sunk into it, of a link with this pose and twist."""
     material = model.contact_material[k]
     p = wp.transform_point(pose, model.contact_point[k]) - wp.vec3(0.0, model.contact_radius[k], 0.0)
-    depth = -p[1]
-    wrench = wp.spatial_vector()
-    if depth > 0.0:
-        u = wp.spatial_bottom(twist) + wp.cross(wp.spatial_top(twist), p)
-        u_t = wp.vec3(u[0], 0.0, u[2])
-        f_n = material[0] * depth + material[1] * depth * wp.max(-u[1], 0.0)
-        cone = material[3] * material[0] * depth
-        viscous = material[2]
-        slip = wp.length(u_t)
-        f_t = -viscous * u_t
-        if viscous * slip > cone:
-            f_t = -(cone / slip) * u_t
-        f = wp.vec3(f_t[0], f_n, f_t[2])
-        wrench = wp.spatial_vector(wp.cross(p, f), f)
-    return wrench
+    depth = wp.max(-p[1], 0.0)  # by rounding, a point that lowest_height finds sunk may be out here
+    u = wp.spatial_bottom(twist) + wp.cross(wp.spatial_top(twist), p)
+    u_t = wp.vec3(u[0], 0.0, u[2])
+    f_n = material[0] * depth + material[1] * depth * wp.max(-u[1], 0.0)
+    cone = material[3] * material[0] * depth
+    viscous = material[2]
+    slip = wp.length(u_t)
+    f_t = -viscous * u_t
+    if viscous * slip > cone:
+        f_t = -(cone / slip) * u_t
+    f = wp.vec3(f_t[0], f_n, f_t[2])
+    return wp.spatial_vector(wp.cross(p, f), f)
 
 
 @wp.func
 def ground_contact(model: Model, link: int, pose: wp.transform, twist: wp.spatial_vector):
     total = wp.spatial_vector()
     for k in range(model.contact_start[link], model.contact_start[link + 1]):
-        total += contact_wrench(model, k, pose, twist)
+        if lowest_height(model, k, pose) < 0.0:
+            total += contact_wrench(model, k, pose, twist)
     return total
 
 

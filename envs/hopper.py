@@ -104,6 +104,7 @@ class Hopper(VectorEnv):
     num_obs, num_actions = 11, 3
     dt, substeps, mass_matrix_interval = 1.0 / 60.0, 16, 4
     max_episode_steps = 1000
+    reset_noise_size = 12
     motor_torque = 200.0  # N m
     termination_height = -0.45  # m
     pitch_scale = 0.524  # rad
@@ -123,8 +124,8 @@ class Hopper(VectorEnv):
     def is_terminal(self, obs):
         return obs[:, 0] < self.termination_height
 
-    def sample_state(self):
-        return self.uniform(6, 0.05), self.uniform(6, 0.05)
+    def sample_state(self, noise):
+        return (0.05 * noise).split(6, dim=1)
 
     def rest_state(self):
         return torch.zeros(self.num_envs, 6, device=self.device), torch.zeros(self.num_envs, 6, device=self.device)

@@ -1,9 +1,14 @@
-"""Symplectic Euler: velocities first, then positions with the new velocities; quaternions are renormalised."""
+"""Symplectic Euler: velocities first, then positions with the new velocities; quaternions are renormalised.
+
+And the test whether the result has blown up: a coordinate or velocity beyond 1e6, or not finite.
+"""
 
 import warp as wp
 
 from envs.articulation import Model
 from envs.kinematics import JOINT_FREE, JOINT_PRISMATIC, JOINT_REVOLUTE
+
+DIVERGED = wp.constant(1.0e6)
 
 
 @wp.func
@@ -59,3 +64,25 @@ def integrate_position(
             joint_q_out[env, q + k] = p_new[k]
         for k in range(4):
             joint_q_out[env, q + 3 + k] = r_new[k]
+
+
+@wp.func
+def is_beyond(x: wp.array2d[float], env: int, size: int):
+    beyond = wp.bool(False)
+    for k in range(size):
+        # written so that NaN, for which every comparison is false, counts
+        if not (wp.abs(x[env, k]) <= DIVERGED):
+            beyond = True
+    return beyond
+
+
+@wp.kernel(enable_backward=False)
+def find_diverged(
+    # State in:
+    joint_q: wp.array2d[float],
+    joint_qd: wp.array2d[float],
+    # State out:
+    diverged: wp.array[wp.bool],
+):
+    env = wp.tid()
+    diverged[env] = is_beyond(joint_q, env, joint_q.shape[1]) or is_beyond(joint_qd, env, joint_qd.shape[1])

@@ -135,9 +135,10 @@ def solve(
         x[env, i] = rhs[env, i]
     for k in range(model.num_dofs):
         i = model.num_dofs - 1 - k
+        x_i = x[env, i]
         for a in range(model.ancestor_start[i], model.ancestor_start[i + 1]):
             j = model.ancestor[a]
-            x[env, j] = x[env, j] - factor[env, i, j] * x[env, i]
+            x[env, j] = x[env, j] - factor[env, i, j] * x_i
     for i in range(model.num_dofs):
         x_i = x[env, i] * factor[env, i, i]
         for a in range(model.ancestor_start[i], model.ancestor_start[i + 1]):

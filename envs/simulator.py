@@ -1,5 +1,6 @@
 """One environment step of an articulation, differentiable from torch.
 
+    move the origin below the robot               (reference_point.py)
     repeat `substeps` times, h = dt / substeps:
         X, S, v, a  <- forward_kinematics(q, qd)
         f           <- link_wrenches(X, v, a)         inertia, gravity, ground contact
@@ -7,24 +8,29 @@
         H           <- mass_matrix(X, S)              every `mass_matrix_interval` substeps, and factorised
         qdd         <- H^-1 tau
         q, qd       <- integrate_velocity(qd, qdd), then integrate_position(q, qd)
+    move the origin back
 
 The derivative is Warp's adjoint of these kernels (for the solve: see mass_matrix.py).  It includes the path through a
-mass matrix that several substeps share.  autograd keeps only the state at the start of each environment step; the
-backward pass runs the substeps again from there and then the adjoint kernels in reverse order (substeps.py).
+mass matrix that several substeps share.  autograd keeps only the state at the start of each environment step.  What
+the kernels computed during the last KEPT_STEPS steps is still in the buffers (substeps.py) when the backward pass
+comes; steps before that are run again from their start.
 """
 
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import warp as wp
 
-from envs.articulation import FREE, build_model
+from envs.articulation import build_model
 from envs.substeps import Substeps
 
 MIN_ENVS_PER_THREAD = 16
-DIVERGED = 1.0e6
-"""a coordinate or velocity beyond this, or not finite, means that the simulation has blown up"""
+KEPT_STEPS = 32
+"""environment steps whose intermediate values are kept for the backward pass"""
+KEPT_BYTES = 2**30
+"""fewer are kept if they would need more memory than this"""
 
 
 class Simulator:
@@ -42,15 +48,15 @@ class Simulator:
     def __init__(self, articulation, num_envs, dt, substeps, mass_matrix_interval, device="cpu", num_threads=None):
         wp.init()
         self.device = resolve_device(device)
-        self.root_is_free = articulation.links[0].joint == FREE
-        self.translates_along_x = articulation.translates_along_x
-        self.ground_plane = torch.tensor([1.0, 0.0, 1.0], device=self.device)
         num_threads = self._num_threads(num_envs, num_threads)
         bounds = [num_envs * k // num_threads for k in range(num_threads + 1)]
         self.slices = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
         model = build_model(articulation, wp.device_from_torch(self.device))
-        sizes = [rows.stop - rows.start for rows in self.slices]
-        self.batches = [Substeps(model, articulation, size, dt, substeps, mass_matrix_interval) for size in sizes]
+        self.batch_options = (model, articulation, dt, substeps, mass_matrix_interval)
+        self.batches = self._new_batches()
+        self.kept = deque([self.batches])  # with what they computed; the batches of the latest step are the last
+        self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
+        self.step_count = 0
         self.pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
 
     def step(self, joint_q, joint_qd, joint_act):
@@ -61,23 +67,19 @@ class Simulator:
         Returns the new joint_q and joint_qd, differentiable with respect to all three, and `diverged` (N,) bool.
         A diverged environment propagates no gradient.
         """
-        origin = self._origin(joint_q)
-        joint_q, joint_qd = self._move_origin(joint_q, joint_qd, origin)
-        joint_q, joint_qd = _SimulatorStep.apply(self, joint_q, joint_qd, joint_act)
-        joint_q, joint_qd = self._move_origin(joint_q, joint_qd, -origin)
-        return joint_q, joint_qd, has_diverged(joint_q, joint_qd)
+        return _SimulatorStep.apply(self, joint_q, joint_qd, joint_act)
 
     def close(self):
         """End the threads; there is no step after this."""
         if self.pool is not None:
             self.pool.shutdown()
 
-    def run(self, method, *inputs):
+    def run(self, method, batches, step, *inputs):
         """Call a method of Substeps for every batch with its rows of the inputs, one thread a batch; join the outputs.
 
         Plain numbers for plain numbers: autograd's part is in _SimulatorStep, so the rows are detached.
         """
-        jobs = [(method, batch, *(x.detach()[rows] for x in inputs)) for batch, rows in zip(self.batches, self.slices)]
+        jobs = [(method, batch, step, *(x.detach()[rows] for x in inputs)) for batch, rows in zip(batches, self.slices)]
         futures = [self.pool.submit(*job) for job in jobs[1:]]
         first, *arguments = jobs[0]
         results = [first(*arguments), *(future.result() for future in futures)]
@@ -89,32 +91,16 @@ class Simulator:
         wanted = num_threads or min(os.cpu_count() or 1, torch.get_num_threads())
         return max(1, min(wanted, num_envs // MIN_ENVS_PER_THREAD))
 
-    def _origin(self, joint_q):
-        """The point on the ground below the robot, which spatial quantities refer to during the step.
+    def next_batches(self, keep):
+        """Batches for the coming step: those of the latest step again or, to keep these, the ones used longest ago."""
+        if keep:
+            self.kept.append(self.kept.popleft() if len(self.kept) == self.max_kept else self._new_batches())
+            self.batches = self.kept[-1]
+        return self.batches
 
-        About the world origin the linear part of a twist grows with the distance from it, and at 200 m float32 has
-        lost the observation.
-        """
-        # no gradient: the choice of the reference point changes no physical quantity.  Any point would do, so a robot
-        # whose position is not a number, and which will be reported as diverged, is given one
-        if self.root_is_free:
-            return joint_q[:, :3].detach().nan_to_num() * self.ground_plane
-        return joint_q[:, :1].detach().nan_to_num() * float(self.translates_along_x)
-
-    def _move_origin(self, joint_q, joint_qd, c):
-        """Coordinates about the point c: positions p - c, and for a twist (w; v) the velocity v + w x c."""
-        k = c.shape[1]
-        joint_q = torch.cat([joint_q[:, :k] - c, joint_q[:, k:]], dim=1)
-        if self.root_is_free:
-            w, v, joints = joint_qd.split([3, 3, joint_qd.shape[1] - 6], dim=1)
-            joint_qd = torch.cat([w, v + torch.linalg.cross(w, c), joints], dim=1)
-        return joint_q, joint_qd
-
-
-def has_diverged(joint_q, joint_qd):
-    """(N,) bool: some coordinate or velocity is beyond 1e6, or not finite."""
-    # written so that NaN, for which every comparison is false, counts
-    return ~((joint_q.abs() <= DIVERGED).all(dim=1) & (joint_qd.abs() <= DIVERGED).all(dim=1))
+    def _new_batches(self):
+        model, articulation, *timing = self.batch_options
+        return [Substeps(model, articulation, rows.stop - rows.start, *timing) for rows in self.slices]
 
 
 def resolve_device(device):
@@ -139,15 +125,18 @@ class _SimulatorStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, simulator, joint_q, joint_qd, joint_act):
-        new_q, new_qd = simulator.run(Substeps.forward, joint_q, joint_qd, joint_act)
+        simulator.step_count += 1
+        ctx.step, ctx.batches = simulator.step_count, simulator.next_batches(keep=any(ctx.needs_input_grad))
+        new_q, new_qd, diverged = simulator.run(Substeps.forward, ctx.batches, ctx.step, joint_q, joint_qd, joint_act)
         ctx.simulator = simulator
-        ctx.save_for_backward(joint_q, joint_qd, joint_act, has_diverged(new_q, new_qd))
-        return new_q, new_qd
+        ctx.save_for_backward(joint_q, joint_qd, joint_act, diverged)
+        ctx.mark_non_differentiable(diverged)
+        return new_q, new_qd, diverged
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # the adjoint kernels have no adjoint: second derivatives are refused
-    def backward(ctx, grad_q, grad_qd):
+    def backward(ctx, grad_q, grad_qd, _):
         *inputs, diverged = ctx.saved_tensors
-        grads = ctx.simulator.run(Substeps.backward, *inputs, grad_q, grad_qd)
+        grads = ctx.simulator.run(Substeps.backward, ctx.batches, ctx.step, *inputs, grad_q, grad_qd)
         # where the state blew up the derivative means nothing, and 0 * inf would make it NaN
         return None, *(grad.masked_fill(diverged[:, None], 0.0) for grad in grads)

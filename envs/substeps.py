@@ -4,6 +4,9 @@ A kernel's adjoint reads its inputs from memory again, so every substep has arra
 shared ones the adjoint of the first substep would silently use the values of the last.  The gradients of these values
 live for one substep only and share one set of buffers; the adjoint of each store leaves them at zero.
 
+`forward` leaves these values behind, and `backward` of the same step starts from them.  Where another step has used
+the buffers in between, it runs the substeps again first.
+
 The launches are captured once and replayed by one call, on the CPU as on CUDA.
 """
 
@@ -14,9 +17,10 @@ import warp as wp
 
 from envs.articulation import Articulation, Model
 from envs.forces import joint_forces, link_wrenches
-from envs.integrate import integrate_position, integrate_velocity
+from envs.integrate import find_diverged, integrate_position, integrate_velocity
 from envs.kinematics import forward_kinematics
 from envs.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
+from envs.reference_point import choose_reference_point, move_origin_of_positions, move_origin_of_velocities
 
 
 @dataclass
@@ -52,47 +56,56 @@ class Substeps:
 
     def __init__(self, model: Model, articulation: Articulation, num_envs, dt, substeps, mass_matrix_interval):
         self.model, self.num_envs = model, num_envs
-        self.num_dofs, self.num_links = articulation.num_dofs, len(articulation.links)
+        self.num_coords, self.num_dofs = articulation.num_coords, articulation.num_dofs
+        self.num_links = len(articulation.links)
         self.h, self.interval = dt / substeps, mass_matrix_interval
         self.warp_device = model.link_mass.device
-        self.grads = {}
-        self.q = [self._state(articulation.num_coords) for _ in range(substeps + 1)]
-        self.qd = [self._state(self.num_dofs) for _ in range(substeps + 1)]
+        self.grads, self.num_bytes, self.step_held = {}, 0, None
+        self.world_q, self.new_q, *self.q = (self._state(self.num_coords) for _ in range(substeps + 3))
+        self.world_qd, self.new_qd, *self.qd = (self._state(self.num_dofs) for _ in range(substeps + 3))
         self.act = self._state(self.num_dofs)
+        self.reference_point = self._allocate(None, wp.vec3)
+        self.diverged = self._allocate(None, wp.bool)
+        self.diverged_rows = wp.to_torch(self.diverged)
         self.steps = [
             Intermediates(self._allocate, self.num_dofs, self.num_links, s % self.interval == 0)
             for s in range(substeps)
         ]
-        self.forward_graph = self._capture(self._forward_substep, range(substeps))
-        self.backward_graph = self._capture(self._backward_substep, reversed(range(substeps)))
+        self.forward_graph = self._capture(self._forward_step)
+        self.backward_graph = self._capture(self._backward_step)
         wp.synchronize_device(self.warp_device)  # torch's stream does not wait for the buffers to be ready
 
-    def forward(self, joint_q, joint_qd, joint_act):
-        """(n, nq), (n, nv), (n, nv) -> the state after all substeps."""
-        self._run_forward(joint_q, joint_qd, joint_act)
-        return self.q[-1].value.clone(), self.qd[-1].value.clone()
+    def forward(self, step, joint_q, joint_qd, joint_act):
+        """(n, nq), (n, nv), (n, nv) -> the state after all substeps, and whether it has blown up (n,).
 
-    def backward(self, joint_q, joint_qd, joint_act, grad_q, grad_qd):
-        """The vector-Jacobian product of `forward` at the same inputs."""
-        self._run_forward(joint_q, joint_qd, joint_act)
+        step: a number that is given to no other step.
+        """
+        self._run_forward(step, joint_q, joint_qd, joint_act)
+        return self.new_q.value.clone(), self.new_qd.value.clone(), self.diverged_rows.clone()
+
+    def backward(self, step, joint_q, joint_qd, joint_act, grad_q, grad_qd):
+        """The vector-Jacobian product of `forward` at the same step and inputs."""
+        if self.step_held != step:
+            self._run_forward(step, joint_q, joint_qd, joint_act)
+        inputs = (self.world_q, self.world_qd, self.act)
         # adjoint kernels add to the gradients of their inputs and clear those of their outputs
-        for state in (self.q[0], self.qd[0], self.act):
+        for state in inputs:
             state.grad.zero_()
-        self.q[-1].grad.copy_(grad_q)
-        self.qd[-1].grad.copy_(grad_qd)
+        self.new_q.grad.copy_(grad_q)
+        self.new_qd.grad.copy_(grad_qd)
         self._replay(self.backward_graph)
-        return tuple(state.grad.clone() for state in (self.q[0], self.qd[0], self.act))
+        return tuple(state.grad.clone() for state in inputs)
 
-    def _run_forward(self, joint_q, joint_qd, joint_act):
-        self.q[0].value.copy_(joint_q)
-        self.qd[0].value.copy_(joint_qd)
+    def _run_forward(self, step, joint_q, joint_qd, joint_act):
+        self.world_q.value.copy_(joint_q)
+        self.world_qd.value.copy_(joint_qd)
         self.act.value.copy_(joint_act)
         self._replay(self.forward_graph)
+        self.step_held = step
 
-    def _capture(self, stages_of_substep, order):
+    def _capture(self, launches):
         with wp.ScopedCapture(device=self.warp_device) as capture:
-            for s in order:
-                stages_of_substep(s)
+            launches()
         return capture.graph
 
     def _replay(self, graph):
@@ -103,15 +116,31 @@ class Substeps:
     def _state(self, width):
         array = wp.zeros((self.num_envs, width), dtype=float, device=self.warp_device)
         array.grad = wp.zeros_like(array)
+        self.num_bytes += 2 * array.capacity
         return State(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
 
     def _allocate(self, name, dtype, *shape):
         """An array of its own for the value, the shared buffer of that name for its gradient."""
         array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
+        self.num_bytes += array.capacity
         if name is not None and name not in self.grads:
             self.grads[name] = wp.zeros_like(array)
         array.grad = self.grads.get(name)
         return array
+
+    def _move_origin(self, sign, old_states, new_states):
+        (q, qd), (new_q, new_qd) = ([state.array for state in states] for states in (old_states, new_states))
+        point = self.reference_point
+        return [
+            (move_origin_of_positions, (self.num_coords,), [self.model, sign, point, q], [new_q]),
+            (move_origin_of_velocities, (self.num_dofs,), [self.model, sign, point, qd], [new_qd]),
+        ]
+
+    def _arrive(self):
+        return self._move_origin(1.0, (self.world_q, self.world_qd), (self.q[0], self.qd[0]))
+
+    def _leave(self):
+        return self._move_origin(-1.0, (self.q[-1], self.qd[-1]), (self.new_q, self.new_qd))
 
     def _kinematics_and_forces(self, s):
         """The stages from the state to tau: (kernel, launch dimensions beside the environments, inputs, outputs)."""
@@ -138,6 +167,20 @@ class Substeps:
             (integrate_velocity, (self.num_dofs,), [self.h, qd, self.steps[s].joint_qdd], [new_qd]),
             (integrate_position, (self.num_links,), [self.model, self.h, q, new_qd], [new_q]),
         ]
+
+    def _forward_step(self):
+        self._forward([(choose_reference_point, (), [self.model, self.world_q.array], [self.reference_point])])
+        self._forward(self._arrive())
+        for s in range(len(self.steps)):
+            self._forward_substep(s)
+        self._forward(self._leave())
+        self._forward([(find_diverged, (), [self.new_q.array, self.new_qd.array], [self.diverged])])
+
+    def _backward_step(self):
+        self._adjoint(self._leave())
+        for s in reversed(range(len(self.steps))):
+            self._backward_substep(s)
+        self._adjoint(self._arrive())
 
     def _forward_substep(self, s):
         x, factor = self.steps[s], self.steps[s - s % self.interval].factor

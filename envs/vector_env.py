@@ -32,6 +32,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     num_obs = num_actions = None
     dt = substeps = mass_matrix_interval = None  # s; substeps per step; substeps between rebuilds of the mass matrix
     max_episode_steps = None
+    reset_noise_size = None  # random numbers that make one initial state
     camera_distance, camera_height = 3.5, 0.6  # m; the height is that of the point in the middle of the picture
 
     _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
@@ -71,8 +72,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Whether the task has ended (N,) bool."""
         raise NotImplementedError
 
-    def sample_state(self):
-        """A random initial state, (N, nq) and (N, nv), drawn with `uniform`."""
+    def sample_state(self, noise):
+        """A random initial state, (N, nq) and (N, nv), from noise (N, reset_noise_size) uniform in [-1, 1]."""
         raise NotImplementedError
 
     def rest_state(self):
@@ -86,7 +87,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         if seed is not None:
             self.generator.manual_seed(_whole_number("seed", seed, at_least=0))
-        self.joint_q, self.joint_qd = self._new_state()
+        self.joint_q, self.joint_qd = self._new_state(self._reset_noise())
         self.last_action = torch.zeros(self.num_envs, self.num_actions, device=self.device)
         self.episode_return = torch.zeros(self.num_envs, device=self.device)
         self.episode_length = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
@@ -98,7 +99,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
         action (N, num_actions) in [-1, 1]; values outside, also infinite ones, are clamped and get no gradient.
         Returns obs (N, num_obs), reward (N,), terminated (N,), truncated (N,) and infos:
-            final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
+            final_obs (N, num_obs)   the observation before any reset: the true successor of the last one (obs itself
+                                     where no episode ended)
             episode {"r", "l"}       undiscounted return and length so far, of a whole episode where _episode is True
             _episode, _final_obs     (N,) where an episode ended
             diverged                 how many environments have blown up since reset(): not finite or beyond 1e6.  Such
@@ -109,21 +111,21 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         self._check_usable()
         action = self._checked_action(action).clamp(-1.0, 1.0)
-        new_state = self._new_state()
-        diverged = self._advance(action, new_state)
+        noise = self._reset_noise()
+        diverged = self._advance(action, noise)
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
-        self._begin_episodes(terminated | truncated, new_state)
-        return self._observe(), reward, terminated, truncated, infos | {"final_obs": final_obs}
+        obs = self._begin_episodes(terminated | truncated, final_obs, noise)
+        return obs, reward, terminated, truncated, infos | {"final_obs": final_obs}
 
-    def _advance(self, action, new_state):
+    def _advance(self, action, noise):
         """Simulate one step; environments that blow up are put into their new state at once."""
-        joint_q, joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
-        self.joint_q = torch.where(diverged[:, None], new_state[0], joint_q)
-        self.joint_qd = torch.where(diverged[:, None], new_state[1], joint_qd)
-        self.last_action = torch.where(diverged[:, None], 0.0, action)
-        self.diverged = self.diverged + diverged.sum()
+        self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
+        self.last_action = action
+        if self._may_hold(diverged):
+            self._restart(diverged, noise)
+            self.diverged = self.diverged + diverged.sum()
         return diverged
 
     @torch.no_grad()  # the end of an episode is a comparison, and its statistics are only reported
@@ -140,13 +142,24 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             {"episode": episode, "_episode": done, "_final_obs": done, "diverged": self.diverged},
         )
 
-    def _begin_episodes(self, done, new_state):
-        # the rows that start anew enter as constants; where() leaves the gradient of the other rows as it is
-        self.joint_q = torch.where(done[:, None], new_state[0], self.joint_q)
-        self.joint_qd = torch.where(done[:, None], new_state[1], self.joint_qd)
-        self.last_action = torch.where(done[:, None], 0.0, self.last_action)
+    def _begin_episodes(self, done, final_obs, noise):
+        if not self._may_hold(done):
+            return final_obs
+        self._restart(done, noise)
         self.episode_return = self.episode_return.masked_fill(done, 0.0)
         self.episode_length = self.episode_length.masked_fill(done, 0)
+        return self._observe()
+
+    def _restart(self, rows, noise):
+        joint_q, joint_qd = self._new_state(noise)
+        # the rows that start anew enter as constants; where() leaves the gradient of the other rows as it is
+        self.joint_q = torch.where(rows[:, None], joint_q, self.joint_q)
+        self.joint_qd = torch.where(rows[:, None], joint_qd, self.joint_qd)
+        self.last_action = torch.where(rows[:, None], 0.0, self.last_action)
+
+    def _may_hold(self, rows):
+        """Whether some row is True. On CUDA the answer is always yes: asking would make the host wait for the GPU."""
+        return rows.is_cuda or bool(rows.any())
 
     def detach(self):
         """Cut the autograd graph at the current state, which does not change. Returns the observation."""
@@ -201,14 +214,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def close_extras(self, **kwargs):
         self.simulator.close()
 
-    def uniform(self, width, bound):
-        """(N, width) uniform in [-bound, bound], from the environment's own generator."""
-        return bound * (2.0 * torch.rand(self.num_envs, width, generator=self.generator, device=self.device) - 1.0)
-
-    def _new_state(self):
-        """One fresh state per environment, used only where an episode begins: the generator advances the same way
+    def _reset_noise(self):
+        """Random numbers for one fresh state per environment, drawn at every step: the generator advances the same way
         whichever environments need one, so no environment's future depends on another's fall."""
-        return self.sample_state() if self.stochastic_reset else self.rest_state()
+        shape = (self.num_envs, self.reset_noise_size)
+        return 2.0 * torch.rand(shape, generator=self.generator, device=self.device) - 1.0
+
+    def _new_state(self, noise):
+        return self.sample_state(noise) if self.stochastic_reset else self.rest_state()
 
     def _observe(self):
         return self.observe(self.joint_q, self.joint_qd, self.last_action)

@@ -415,6 +415,28 @@ def test_backward_twice_and_another_rollout_in_between_change_nothing(task, copi
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.parametrize("limits", ({"KEPT_STEPS": 1}, {"KEPT_STEPS": 3}, {"KEPT_BYTES": 1}, {"KEPT_STEPS": 32}))
+@pytest.mark.parametrize("task", ("hopper", "ant"))
+def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits, monkeypatch):
+    def rollout(steps_in_between):
+        env = make(task, num_envs=16)
+        env.reset(seed=3)
+        actions = torch.full((8, 16, env.num_actions), 0.1, requires_grad=True)
+        total = sum(env.step(action)[1].sum() for action in actions)
+        q, qd = env.joint_q.detach(), env.joint_qd.detach()
+        for _ in range(steps_in_between):  # without a gradient, in the buffers of the last step
+            env.simulator.step(q + 1.0, qd, torch.ones_like(qd))
+        return torch.autograd.grad(total, actions)[0], env.simulator
+
+    expected, simulator = rollout(0)
+    assert simulator.max_kept == 32 and len(simulator.kept) == 9 and expected.abs().sum() > 0.0
+    for name, value in limits.items():
+        monkeypatch.setattr(f"envs.simulator.{name}", value)
+    grad, simulator = rollout(2)
+    assert len(simulator.kept) == min(9, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
+    assert torch.equal(grad, expected)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_threads_do_not_change_a_single_bit(task):
     results = []

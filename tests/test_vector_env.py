@@ -133,6 +133,24 @@ def test_a_reset_leaves_the_gradients_of_the_others_bit_identical():
     assert not torch.equal(grads[0][:, 1], grads[1][:, 1])
 
 
+def test_asking_whether_a_row_ended_changes_nothing(monkeypatch):
+    """On the CPU an environment asks, on CUDA it always takes the path of an ended or diverged row."""
+
+    def rollout():
+        env = make(3)
+        env.set_state(*fallen_state(3, 1))
+        actions = torch.full((4, 3, 3), 0.2, requires_grad=True)
+        steps = [env.step(action) for action in actions]
+        total = sum(reward.sum() + obs.sum() + infos["final_obs"].sum() for obs, reward, *_, infos in steps)
+        ended = torch.stack([terminated for _, _, terminated, *_ in steps])
+        return torch.stack([obs for obs, *_ in steps]), ended, torch.autograd.grad(total, actions)[0]
+
+    asked = rollout()
+    assert asked[1].sum() == 1
+    monkeypatch.setattr(envs.VectorEnv, "_may_hold", lambda self, rows: True)
+    assert all(torch.equal(a, b) for a, b in zip(asked, rollout()))
+
+
 def test_no_gradient_across_an_episode_end_but_through_final_obs():
     env = make(2)
     env.set_state(*fallen_state(2, 0))
