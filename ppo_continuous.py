@@ -1,0 +1,691 @@
+"""Proximal Policy Optimization (PPO), arXiv 1707.06347, as run by the RPO paper (2508.06214). Docs: docs/ppo.md
+
+The score-function baseline: it needs no derivative of the simulator.  It makes actions that turned out better than the
+critic expected more likely, and the others less, in several epochs on the same rollout.  The importance ratio between
+the new policy and the one that collected the data is clipped, so that no sample draws the policy far away.
+
+    paper            code             meaning
+    s_t, a_t, r_t    obs, action      normalised observation, action ~ N(mean, std^2), reward
+    A_t              advantages       generalised advantage estimate GAE(gamma, lambda), arXiv 1506.02438
+    r_t(theta)       ratio            pi_theta(a|s) / pi_old(a|s)
+    epsilon          clip_coef        the ratio is clipped to 1 - epsilon .. 1 + epsilon
+    V, V_targ        critic, returns  value function and its target A_t + V(s_t), in units of the returns' deviation
+    c_2              ent_coef         weight of the entropy
+    K                update_epochs
+
+Try:     python ppo_continuous.py --env-id ant --total-timesteps 2000000 --capture-video
+Resume:  python ppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
+"""
+
+import contextlib
+import copy
+import csv
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+import warp as wp
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+import envs
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of the networks, the noise and the environments"""
+    torch_deterministic: bool = True
+    """ask cuDNN for deterministic algorithms"""
+    cuda: bool = True
+    """use a GPU if there is one"""
+    track: bool = False
+    """log to Weights and Biases as well (needs the wandb package)"""
+    wandb_project_name: str = "cleanRL"
+    """the wandb project"""
+    wandb_entity: str | None = None
+    """the wandb team"""
+    save_model: bool = False
+    """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
+    capture_video: bool = False
+    """write a video of one deterministic episode to the run folder at every evaluation, the final one included"""
+    checkpoint: str | None = None
+    """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
+    checkpoint_freq: int = 20
+    """iterations between checkpoints"""
+    eval_only: bool = False
+    """evaluate the policy of --checkpoint and stop"""
+    eval_freq: int = 0
+    """iterations between evaluations; 0 evaluates at the end only"""
+    num_eval_envs: int = 128
+    """episodes per evaluation, one per environment"""
+
+    # Algorithm specific arguments
+    env_id: Literal[envs.ENV_IDS] = "hopper"
+    """the task"""
+    total_timesteps: int | None = None
+    """environment steps over all environments, rounded down to whole rollouts; default: the task's"""
+    num_envs: int | None = None
+    """N, parallel environments; default: the task's"""
+    num_steps: int = 32
+    """H, length of a rollout"""
+    learning_rate: float = 5e-4
+    """of the actor and the critic, at the start"""
+    adaptive_lr: bool = True
+    """keep the KL divergence of an epoch near target_kl: divide the learning rate by 1.5 above, multiply it below"""
+    target_kl: float = 0.008
+    """the learning rate changes where the KL divergence is more than a factor of 2 away from this"""
+    anneal_lr: bool = False
+    """let the learning rate decay linearly to final_learning_rate instead (with --no-adaptive-lr)"""
+    final_learning_rate: float = 1e-5
+    """learning rate at the end of training"""
+    gamma: float = 0.99
+    """discount factor"""
+    gae_lambda: float = 0.95
+    """lambda of the generalised advantage estimate"""
+    update_epochs: int = 5
+    """K, passes over the rollout"""
+    num_minibatches: int | None = None
+    """minibatches per pass; default: the task's, which makes them 2,048 steps large"""
+    norm_adv: bool = True
+    """scale the advantages of a rollout to mean 0 and deviation 1"""
+    clip_coef: float = 0.2
+    """epsilon: where the ratio leaves 1 - epsilon .. 1 + epsilon, the objective grows no further"""
+    ent_coef: float = 0.0
+    """c_2, weight of the entropy"""
+    max_grad_norm: float = 0.5
+    """gradients are scaled down to this norm"""
+
+    # to be filled in runtime
+    batch_size: tyro.conf.Suppress[int] = 0
+    num_iterations: tyro.conf.Suppress[int] = 0
+
+
+# the RPO paper's settings per task (table 3); budgets: those of the other scripts, after which PPO still improves
+TASK_DEFAULTS = {
+    "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "num_minibatches": 16},
+    "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "num_minibatches": 2},
+    "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "num_minibatches": 2},
+    "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "num_minibatches": 1},
+    # not in the paper
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "num_minibatches": 2},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "num_minibatches": 2},
+}
+
+
+# ALGO LOGIC: networks
+def layer_init(layer, gain=2**0.5):
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(num_inputs):
+    layers, sizes = [], [num_inputs, 400, 200, 100]
+    for n_in, n_out in zip(sizes, sizes[1:]):
+        layers += [layer_init(nn.Linear(n_in, n_out)), nn.LayerNorm(n_out), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+class Actor(nn.Module):
+    """Gaussian over the action: a mean in [-1, 1] and a standard deviation in [0.1, 1] that depends on the state."""
+
+    def __init__(self, num_obs, num_actions):
+        super().__init__()
+        self.trunk = mlp(num_obs)
+        self.mean = layer_init(nn.Linear(100, num_actions), gain=0.01)
+        self.std = layer_init(nn.Linear(100, num_actions), gain=0.01)
+
+    def forward(self, obs):
+        features = self.trunk(obs)
+        return torch.tanh(self.mean(features)), (0.1 + 0.9 * torch.sigmoid(self.std(features) + 2.0)).log()
+
+
+class Critic(nn.Module):
+    """The value function V: (..., num_obs) -> (...), in units of ReturnNormalizer."""
+
+    def __init__(self, num_obs):
+        super().__init__()
+        self.value = nn.Sequential(*mlp(num_obs), layer_init(nn.Linear(100, 1), gain=1.0))
+
+    def forward(self, obs):
+        return self.value(obs).squeeze(-1)
+
+
+class ObsNormalizer(nn.Module):
+    """Running mean m and variance v of the observations, x -> (x - m) / sqrt(v + 1e-5). Saved with the model."""
+
+    def __init__(self, num_obs):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_obs, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(num_obs, dtype=torch.float64))
+        self.register_buffer("count", torch.ones((), dtype=torch.float64))
+
+    def forward(self, obs):
+        return (obs - self.mean.float()) / torch.sqrt(self.var + 1e-5).float()
+
+    @torch.no_grad()  # statistics of the data, constants for every gradient
+    def update(self, obs):
+        # join two sets: M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b), where M = n v (Chan et al. 1979)
+        obs, n = obs.double(), len(obs)
+        delta, total = obs.mean(0) - self.mean, self.count + n
+        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
+
+
+class ReturnNormalizer(ObsNormalizer):
+    """Running mean and variance of the returns: the critic's targets stay of order 1 while the returns grow."""
+
+    def __init__(self):
+        super().__init__(1)
+
+    def restore(self, values):
+        return values * torch.sqrt(self.var + 1e-5).float() + self.mean.float()
+
+
+# ALGO LOGIC: the parts of PPO
+def gaussian_entropy(log_std):
+    """Entropy of N(mean, std^2), summed over action dimensions (...)."""
+    return (log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
+
+
+def log_ratio(action, mean, log_std, old_mean, old_log_std):
+    """log r_t(theta) = log pi_theta(a|s) - log pi_old(a|s), jointly over action dimensions."""
+    # log r = sum_d [ eps_old^2 / 2 - eps^2 / 2 + log sigma_old - log sigma ],   eps = (a - mu) / sigma
+    eps, old_eps = (action - mean) / log_std.exp(), (action - old_mean) / old_log_std.exp()
+    return (0.5 * old_eps**2 - 0.5 * eps**2 + old_log_std - log_std).sum(-1)
+
+
+def gaussian_kl(old_mean, old_log_std, mean, log_std):
+    """KL(pi_old || pi_theta) in closed form, summed over action dimensions."""
+    # sum_d log(sigma / sigma_old) + (sigma_old^2 + (mu_old - mu)^2) / (2 sigma^2) - 1/2
+    old_var, var = (2.0 * old_log_std).exp(), (2.0 * log_std).exp()
+    return (log_std - old_log_std + (old_var + (old_mean - mean) ** 2) / (2.0 * var) - 0.5).sum(-1)
+
+
+@torch.no_grad()  # the rollout is data: PPO needs no derivative of the simulator
+def rollout(env, actor, critic, normalizer, return_normalizer, args):
+    """H steps of every environment: data (H, N, ...), and the return and length of every episode that ended."""
+    frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 in epoch 1
+    raw_obs = env.detach()
+    normalizer.update(raw_obs)
+    steps, episodes = [], []
+    for _ in range(args.num_steps):
+        obs = frozen(raw_obs)
+        mean, log_std = actor(obs)
+        action = mean + log_std.exp() * torch.randn_like(mean)
+        raw_obs, reward, terminated, truncated, infos = env.step(action)  # clamps the action, whose density is as drawn
+        normalizer.update(raw_obs)
+        steps.append((obs, action, mean, log_std, reward, frozen(infos["final_obs"]), terminated, truncated))
+        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+
+    names = ("obs", "action", "mean", "log_std", "rewards", "next_obs", "terminated", "truncated")
+    data = {name: torch.stack(column) for name, column in zip(names, zip(*steps))}
+    data["values"] = return_normalizer.restore(critic(data["obs"]))
+    # the value of the true successor: 0 after a fall, V(s') everywhere else, also after a time-out
+    next_values = return_normalizer.restore(critic(data.pop("next_obs")))
+    data["next_values"] = torch.where(data["terminated"], 0.0, next_values)
+    return data, torch.cat(episodes).tolist()
+
+
+def gae(rewards, values, next_values, dones, gamma, lam):
+    """Generalised advantage estimates (H, N), backwards in time; no advantage crosses the end of an episode."""
+    # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+    # A_t     = delta_t + gamma lambda A_{t+1}, without the second term where an episode ends
+    advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + gamma * next_values[t] - values[t]
+        advantage = delta + torch.where(dones[t], 0.0, gamma * lam * advantage)
+        advantages[t] = advantage
+    return advantages
+
+
+def policy_loss(actor, data, args):
+    """The loss of one minibatch (B, ...), and its diagnostics."""
+    mean, log_std = actor(data["obs"])
+    ratio = log_ratio(data["action"], mean, log_std, data["mean"], data["log_std"]).clamp(-20.0, 20.0).exp()
+
+    # L = - E[ min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) ] - c_2 E[ H ]
+    clipped = ratio.clamp(1.0 - args.clip_coef, 1.0 + args.clip_coef)
+    surrogate = torch.min(ratio * data["advantages"], clipped * data["advantages"]).mean()
+    entropy = gaussian_entropy(log_std).mean()
+    loss = -surrogate - args.ent_coef * entropy
+    with torch.no_grad():  # only measurements
+        kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean().item()
+        kept = (ratio == clipped).float().mean().item()
+    return loss, {"kept": kept, "ratio_max": ratio.max().item(), "entropy": entropy.item(), "kl": kl}
+
+
+def critic_loss(critic, obs, targets):
+    """L_V = 1/2 E[ (V(s) - V_targ)^2 ]"""
+    return 0.5 * ((critic(obs) - targets) ** 2).mean()
+
+
+def adapted_learning_rate(lr, kl, target_kl):
+    """A step that moved the policy too far makes the next ones smaller, a timid one makes them larger."""
+    if kl > 2.0 * target_kl:
+        return max(lr / 1.5, 1e-6)
+    if kl < 0.5 * target_kl:
+        return min(lr * 1.5, 1e-2)
+    return lr
+
+
+# Numbers that are not finite
+class TrainingFailed(Exception):
+    pass
+
+
+def clipped_step(optimizer, max_grad_norm):
+    """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
+    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm).item()
+    usable = norm <= 1e6  # NaN is not
+    if usable:
+        optimizer.step()
+    return norm, usable
+
+
+def count_failures(failures, quantity, usable):
+    """usable: whether `quantity` was finite, each time in this iteration. Ten hopeless iterations end the run."""
+    failures["skipped"] += len(usable) - sum(usable)
+    failures[quantity] = 0 if any(usable) else failures[quantity] + 1
+    if failures[quantity] == 10:
+        raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
+
+
+# Evaluation
+@torch.no_grad()  # an evaluation learns nothing
+def evaluate(actor, normalizer, args, deterministic, frames=None):
+    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs,).
+
+    frames: a list that takes a picture of the first environment at every second step of that episode.
+    """
+    device = normalizer.mean.device
+    env = envs.make(args.env_id, num_envs=args.num_eval_envs, device=device, seed=args.seed + 1_000_000)
+    noise = torch.Generator(device).manual_seed(args.seed)  # of its own: training must not notice an evaluation
+    obs, _ = env.reset()
+    results = torch.zeros(args.num_eval_envs, 2, device=device)
+    finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
+    for t in range(env.max_episode_steps):
+        if frames is not None and t % 2 == 0 and not finished[0]:
+            frames.append(env.render())  # before the step, which may reset the environment; 30 a second
+        mean, log_std = actor(normalizer(obs))
+        eps = torch.randn(mean.shape, generator=noise, device=device)
+        try:
+            obs, _, _, _, infos = env.step(mean if deterministic else mean + log_std.exp() * eps)
+        except ValueError as error:  # the environment refuses an action that is not a number
+            raise TrainingFailed(error) from error
+        first = infos["_episode"] & ~finished
+        results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
+        finished |= first
+        if finished.all():
+            break
+    env.close()
+    return results.unbind(1)
+
+
+def report_evaluation(actor, normalizer, args, video_path):
+    """Evaluate both policies and print; video_path is without its suffix."""
+    metrics, frames = {}, [] if args.capture_video else None
+    for kind, prefix in (("stochastic", "eval/"), ("deterministic", "eval/deterministic_")):
+        filmed = frames if kind == "deterministic" else None
+        returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic", filmed)
+        mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
+        metrics |= {prefix + "episodic_return": mean, prefix + "return_std": std, prefix + "episodic_length": length}
+        extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
+        tell(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
+    if frames:
+        tell(f"video of one deterministic episode: {write_video(frames, video_path)}")
+    return metrics
+
+
+def write_video(frames, path, fps=30):
+    """An mp4 where imageio-ffmpeg is installed, else an animated WebP."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        first, *others = (Image.fromarray(frame) for frame in frames)
+        duration = round(1000 / fps)  # ms per frame
+        first.save(path + ".webp", save_all=True, append_images=others, duration=duration, loop=0, quality=50)
+        return path + ".webp"
+    height, width, _ = frames[0].shape
+    writer = imageio_ffmpeg.write_frames(path + ".mp4", (width, height), fps=fps)
+    writer.send(None)  # starts the generator
+    for frame in frames:
+        writer.send(frame)
+    writer.close()
+    return path + ".mp4"
+
+
+# Arguments, checkpoints and logs
+def usage_error(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """The command line, on top of the arguments in the checkpoint if one is given, on top of the task's defaults."""
+    args, state = tyro.cli(Args), None
+    if args.checkpoint:
+        try:
+            state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+            if state["script"] != os.path.basename(__file__):
+                raise ValueError(f"it was written by {state['script']}")
+            saved = Args(**state["args"])
+        except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            usage_error(f"--checkpoint: expected a checkpoint.pt of this script, got {args.checkpoint!r} ({reason})")
+        args = tyro.cli(Args, default=saved)
+    elif args.eval_only:
+        usage_error("--eval-only: expected --checkpoint with the run to evaluate, got none")
+    for name, value in TASK_DEFAULTS[args.env_id].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.batch_size = args.num_envs * args.num_steps
+    at_least = dict.fromkeys("num_envs num_steps num_minibatches update_epochs num_eval_envs".split(), 1)
+    at_least |= dict.fromkeys("seed ent_coef clip_coef gamma gae_lambda eval_freq".split(), 0)
+    at_least |= dict.fromkeys("learning_rate final_learning_rate target_kl max_grad_norm".split(), 1e-12)
+    at_least |= {"checkpoint_freq": 1, "total_timesteps": args.batch_size}
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size}
+    for name, low in at_least.items():
+        high = at_most.get(name, math.inf)
+        if not low <= getattr(args, name) <= high:  # NaN fails too
+            usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
+    if args.adaptive_lr and args.anneal_lr:
+        usage_error("--anneal-lr: expected --no-adaptive-lr beside it, got both schedules")
+    args.num_iterations = args.total_timesteps // args.batch_size
+    return args, state
+
+
+def create_run_dir(args):
+    stamp = int(time.time())
+    while True:
+        run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"
+        try:
+            os.makedirs(run_dir)
+            return run_dir
+        except FileExistsError:  # another run has started in the same second
+            stamp += 1
+
+
+def save_atomically(state, path):
+    """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
+    torch.save(state, path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+COLUMNS = """global_step wall_s episodic_return episodic_length SPS learning_rate diverged value_loss explained_variance
+    entropy approx_kl clipfrac effective_sample_ratio ratio_max actor_grad_norm critic_grad_norm
+    nonfinite_advantages skipped_updates time_rollout time_actor time_critic
+    eval_episodic_return eval_return_std eval_episodic_length
+    eval_deterministic_episodic_return eval_deterministic_return_std eval_deterministic_episodic_length""".split()
+
+
+class Logger:
+    """TensorBoard events, and metrics.csv with a line per iteration and a last one for the final evaluation."""
+
+    def __init__(self, run_dir, args, global_step):
+        self.writer = SummaryWriter(run_dir, purge_step=global_step + 1)
+        table = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
+        self.writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
+        self.path, rows = os.path.join(run_dir, "metrics.csv"), []
+        if os.path.exists(self.path):  # a resumed run does again what came after its checkpoint
+            with open(self.path, newline="") as file:
+                rows = [
+                    row for row in csv.DictReader(file) if row.get("SPS") and int(row["global_step"]) <= global_step
+                ]
+        with open(self.path + ".tmp", "w", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writeheader()
+        self._append(self.path + ".tmp", rows)
+        os.replace(self.path + ".tmp", self.path)
+
+    def write(self, global_step, wall, metrics):
+        row = {"global_step": str(global_step), "wall_s": f"{wall:.2f}"}
+        for tag, value in metrics.items():
+            self.writer.add_scalar(tag, value, global_step)
+            row[tag.replace("charts/", "").replace("losses/", "").replace("/", "_")] = f"{value:.7g}"
+        self._append(self.path, [row])
+
+    def _append(self, path, rows):
+        with open(path, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS, restval="").writerows(rows)
+
+
+def tell(text, end="\n"):
+    """Print, even after Ctrl-C has ended the `tee` that was reading: the checkpoint is still to be written."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_progress(args, global_step, metrics):
+    total = args.num_iterations * args.batch_size
+    seconds = int((total - global_step) / metrics["charts/SPS"])
+    line = (
+        f"step {global_step:,}/{total:,} ({100 * global_step / total:.0f} %)  SPS {metrics['charts/SPS']:,.0f}  "
+        f"ETA {seconds // 60}:{seconds % 60:02d}  return {metrics['charts/episodic_return']:.1f}  "
+        f"length {metrics['charts/episodic_length']:.0f}"
+    )
+    tell("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n")
+
+
+def main():
+    args, state = parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    wp.config.log_level = wp.LOG_WARNING  # no banner
+
+    # TRY NOT TO MODIFY: seeding
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+
+    # env setup
+    print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
+    env = envs.make(args.env_id, num_envs=args.num_envs, device=device, seed=args.seed)
+    env.reset()
+
+    # agent setup
+    num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
+    actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
+    normalizer = ObsNormalizer(num_obs).to(device)
+    return_normalizer = ReturnNormalizer().to(device)
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, eps=1e-5)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5)
+    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
+    modules |= {"env": env, "actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
+    quantities = ("the advantage", "the gradient of the actor", "the gradient of the critic")
+    failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
+
+    if state is not None:
+        try:
+            for name in ("actor", "normalizer") if args.eval_only else modules:
+                modules[name].load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
+            usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
+        if args.eval_only:
+            folder = os.path.dirname(args.checkpoint)
+            report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
+            return 0
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
+        finished_episodes.extend(state["finished_episodes"])
+        failures = state["failures"]
+    run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
+    checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
+    if args.track:
+        import wandb
+
+        options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
+        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
+    logger = Logger(run_dir, args, global_step)
+    print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
+    print(f"run folder {run_dir}", flush=True)
+
+    def save_checkpoint():
+        checkpoint = {name: module.state_dict() for name, module in modules.items()}
+        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
+        checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
+        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
+        checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
+        save_atomically(checkpoint, checkpoint_path)
+
+    def wall():
+        return wall_before + time.time() - start_time
+
+    # the first Ctrl-C or SIGTERM lets the iteration finish, the second ends the process at once
+    received = []
+
+    def on_signal(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # not print(), which may just have been interrupted itself
+            os.write(2, b"\nstopping after this iteration; again to stop at once\n")
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+
+    # TRY NOT TO MODIFY: start the game
+    start_time, start_step = time.time(), global_step
+    try:
+        while global_step + args.batch_size <= args.total_timesteps and not received:
+            iteration += 1
+            # lr_k = lr + (lr_end - lr) k / K
+            fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
+            if not args.adaptive_lr:
+                lr = args.learning_rate + (args.final_learning_rate - args.learning_rate) * fraction
+                actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
+
+            # ALGO LOGIC: collect a rollout, its advantages and the targets of the critic
+            time_0 = time.time()
+            try:
+                data, episodes = rollout(env, actor, critic, normalizer, return_normalizer, args)
+            except ValueError as error:  # the environment refuses an action that is not a number
+                raise TrainingFailed(error) from error
+            finished_episodes.extend(episodes)
+            dones = data["terminated"] | data["truncated"]
+            values = data["values"]
+            advantages = gae(data["rewards"], values, data["next_values"], dones, args.gamma, args.gae_lambda)
+            finite = advantages.isfinite()
+            count_failures(failures, quantities[0], [finite.any().item()])
+            data["returns"] = advantages + values
+            return_normalizer.update(data["returns"][finite][:, None])
+            data["targets"] = return_normalizer(data["returns"])
+            advantages = torch.where(finite, advantages, 0.0)  # dropped, and counted in the log
+            if args.norm_adv:
+                advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+            data["advantages"] = advantages
+
+            # flatten the batch
+            b_data = {name: x.flatten(0, 1) for name, x in data.items()}
+
+            # ALGO LOGIC: K passes over the rollout
+            time_1, time_actor, time_critic = time.time(), 0.0, 0.0
+            actor_steps, policy_stats, critic_steps, v_losses = [], [], [], []
+            for _ in range(args.update_epochs):
+                kls = []
+                for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                    time_2 = time.time()
+                    mb_data = {
+                        name: b_data[name][mb_inds]
+                        for name in ("obs", "action", "mean", "log_std", "advantages", "targets")
+                    }
+                    loss, stats = policy_loss(actor, mb_data, args)
+                    actor_optimizer.zero_grad()
+                    loss.backward()
+                    actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
+                    policy_stats.append(stats)
+                    kls.append(stats["kl"])
+                    time_3 = time.time()
+
+                    v_loss = critic_loss(critic, mb_data["obs"], mb_data["targets"])
+                    critic_optimizer.zero_grad()
+                    v_loss.backward()
+                    critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
+                    v_losses.append(v_loss.item())
+                    time_actor, time_critic = time_actor + time_3 - time_2, time_critic + time.time() - time_3
+                if args.adaptive_lr:
+                    lr = adapted_learning_rate(actor_optimizer.param_groups[0]["lr"], np.mean(kls), args.target_kl)
+                    actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
+            with torch.no_grad():  # only measurements: how far the policy has moved, what the critic knew
+                approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
+                errors = b_data["returns"] - b_data["values"]
+
+            # TRY NOT TO MODIFY: execute the game and log data
+            global_step += args.batch_size
+            (actor_norms, actor_usable), (critic_norms, critic_usable) = zip(*actor_steps), zip(*critic_steps)
+            count_failures(failures, quantities[1], actor_usable)
+            count_failures(failures, quantities[2], critic_usable)
+            mean_return, mean_length = np.mean(finished_episodes, axis=0) if finished_episodes else (math.nan, math.nan)
+            reused = policy_stats[1:] or policy_stats  # the first epoch keeps everything
+            metrics = {
+                "charts/episodic_return": mean_return,
+                "charts/episodic_length": mean_length,
+                "charts/SPS": (global_step - start_step) / (time.time() - start_time),
+                "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
+                "charts/diverged": env.diverged.item(),
+                "losses/value_loss": np.mean(v_losses),
+                "losses/explained_variance": 1.0 - (errors.var() / b_data["returns"].var()).item(),
+                "losses/entropy": policy_stats[0]["entropy"],
+                "losses/approx_kl": approx_kl,
+                "losses/clipfrac": 1.0 - np.mean([stats["kept"] for stats in policy_stats]),
+                "losses/effective_sample_ratio": np.mean([stats["kept"] for stats in reused]),
+                "losses/ratio_max": np.mean([stats["ratio_max"] for stats in reused]),
+                "losses/actor_grad_norm": np.mean(actor_norms),
+                "losses/critic_grad_norm": np.mean(critic_norms),
+                "losses/nonfinite_advantages": (~finite).sum().item(),
+                "losses/skipped_updates": failures["skipped"],
+                "time/rollout": time_1 - time_0,
+                "time/actor": time_actor,
+                "time/critic": time_critic,
+            }
+            print_progress(args, global_step, metrics)
+            if args.eval_freq and iteration % args.eval_freq == 0 and not received:
+                tell("")
+                metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
+            logger.write(global_step, wall(), metrics)
+            if iteration % args.checkpoint_freq == 0:
+                save_checkpoint()
+        save_checkpoint()
+        if received:
+            tell(f"\nresume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            return 128 + received[0]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        tell("")
+        metrics = report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
+        logger.write(global_step, wall(), metrics)
+        if args.save_model:
+            model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
+            save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
+        tell(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
+        return 0
+    except TrainingFailed as error:
+        print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        logger.writer.close()
+        env.close()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
