@@ -19,7 +19,10 @@ import envs
 
 ROOT = Path(__file__).parent.parent
 TINY = "--num-envs 8 --num-steps 4 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
-SCRIPTS = ("rpo", "shac", "sapo")
+TINY_LEARNED = ["--update-epochs" if flag == "--critic-epochs" else flag for flag in TINY]
+ANALYTIC = ("rpo", "shac", "sapo")  # with the simulator's gradient
+LEARNED = ("ppo", "reppo")
+SCRIPTS = ANALYTIC + LEARNED
 # one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -36,6 +39,10 @@ def run(cwd, *flags, expect=0, code=None, script="rpo"):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == expect, output
     return output
+
+
+def tiny(script):
+    return TINY_LEARNED if script in LEARNED else TINY
 
 
 def run_dir(cwd):
@@ -66,7 +73,8 @@ def assert_same_training(a, b):
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
 
     modules = {"actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "env", "rng"}
-    for name in modules | (states[0].keys() & {"temperature", "alpha_optimizer"}):
+    own = {"temperature", "alpha_optimizer", "return_normalizer", "multipliers", "dual_optimizer"}
+    for name in modules | (states[0].keys() & own):
         compare(states[0][name], states[1][name], name)
     clocks = {"wall_s", "SPS", "time_rollout", "time_backward", "time_actor", "time_critic"}
     lines = [[{k: v for k, v in row.items() if k not in clocks} for row in metrics(folder)] for folder in (a, b)]
@@ -75,7 +83,7 @@ def assert_same_training(a, b):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_whole_run(tmp_path, script):
-    flags = [*TINY, "--total-timesteps", 320, "--eval-freq", 5, "--save-model", "--seed", 3]
+    flags = [*tiny(script), "--total-timesteps", 320, "--eval-freq", 5, "--save-model", "--seed", 3]
     output = run(tmp_path, *flags, script=script)
     folder = run_dir(tmp_path)
     assert re.fullmatch(rf"hopper__{script}_continuous__3__\d+", folder.name)
@@ -86,13 +94,16 @@ def test_a_whole_run(tmp_path, script):
     rows = metrics(folder)
     assert [int(row["global_step"]) for row in rows] == [*range(32, 321, 32), 320]
     assert rows[-1]["eval_episodic_return"] and rows[4]["eval_episodic_return"] and not rows[0]["eval_episodic_return"]
-    first, last = (5e-4, 5e-4 * 0.02**0.9) if script == "rpo" else (2e-3, 2e-3 - 0.9 * (2e-3 - 1e-5))
-    assert float(rows[0]["learning_rate"]) == pytest.approx(first)
-    assert float(rows[9]["learning_rate"]) == pytest.approx(last)
     assert list(folder.glob("events.out.tfevents.*"))
+    if script in ANALYTIC:
+        first, last = (5e-4, 5e-4 * 0.02**0.9) if script == "rpo" else (2e-3, 2e-3 - 0.9 * (2e-3 - 1e-5))
+        assert float(rows[0]["learning_rate"]) == pytest.approx(first)
+        assert float(rows[9]["learning_rate"]) == pytest.approx(last)
+    settings = {"ppo": ((0.9, 0.999), 1e-5, 0.01), "reppo": ((0.9, 0.999), 1e-8, 0.0)}
     for name in ("actor_optimizer", "critic_optimizer"):
-        (settings,) = torch.load(folder / "checkpoint.pt", weights_only=True)[name]["param_groups"]
-        assert (settings["betas"], settings["eps"], settings["weight_decay"]) == ((0.7, 0.95), 1e-8, 0.01)
+        (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)[name]["param_groups"]
+        expected = settings.get(script, ((0.7, 0.95), 1e-8, 0.01))
+        assert (group["betas"], group["eps"], group["weight_decay"]) == expected
     model = torch.load(folder / f"{script}_continuous.cleanrl_model", weights_only=True)
     assert model["normalizer"]["count"] == 1 + 10 * 5 * 8
 
@@ -104,11 +115,13 @@ def test_a_whole_run(tmp_path, script):
 
 
 CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "hopper"] + [("shac", "ant"), ("sapo", "ant")]
+CASES += [(script, env_id) for script in LEARNED for env_id in ("ant", "cartpole")]
 
 
 @pytest.mark.parametrize("script, env_id", CASES)
 def test_every_task_trains_and_evaluates(tmp_path, script, env_id):
-    output = run(tmp_path, *TINY, "--num-eval-envs", 1, "--env-id", env_id, "--total-timesteps", 64, script=script)
+    flags = [*tiny(script), "--num-eval-envs", 1, "--env-id", env_id, "--total-timesteps", 64]
+    output = run(tmp_path, *flags, script=script)
     assert "eval deterministic: return" in output and "done: 64 steps" in output
     assert all(float(row["actor_grad_norm"]) > 0 for row in metrics(run_dir(tmp_path))[:-1])
 
@@ -165,18 +178,21 @@ assert sent == [("v.mp4", (320, 240), 30), (240, 320, 3), (240, 320, 3), "closed
 def test_tensorboard_tags(tmp_path, script):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, *TINY, "--total-timesteps", 64, script=script)
+    run(tmp_path, *tiny(script), "--total-timesteps", 64, script=script)
     events = EventAccumulator(str(run_dir(tmp_path)))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     expected = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
-        losses/value_loss losses/approx_kl losses/explained_variance losses/actor_grad_norm losses/action_grad_norm
-        time/rollout time/backward time/actor time/critic eval/episodic_return"""
+        losses/value_loss losses/approx_kl losses/explained_variance losses/actor_grad_norm
+        time/rollout time/actor time/critic eval/episodic_return"""
     own = {
+        "ppo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
+        "reppo": "losses/entropy losses/clipfrac losses/alpha losses/beta losses/aux_loss losses/target_clip_frac",
         "rpo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
         "sapo": "losses/entropy losses/alpha",
     }
     expected += " " + own.get(script, "")
+    expected += " losses/action_grad_norm time/backward" if script in ANALYTIC else ""
     assert set(expected.split()) <= tags
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]
 
@@ -226,7 +242,7 @@ def wait_for_checkpoint(process, folder, iterations):
 def test_kill_and_resume_is_bit_identical(tmp_path, script):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    flags = [*TINY, "--total-timesteps", 32 * 60, "--checkpoint-freq", 4]
+    flags = [*tiny(script), "--total-timesteps", 32 * 60, "--checkpoint-freq", 4]
     run(tmp_path / "whole", *flags, script=script)
     process = start(tmp_path / "killed", *flags, script=script)
     folder = wait_for_checkpoint(process, tmp_path / "killed", 4)
@@ -298,6 +314,12 @@ def test_resuming_a_finished_run_and_going_on(tmp_path):
         ("shac --gamma 1.5", ["--gamma", "0 to 1", "got 1.5"]),
         ("sapo --alpha 0", ["--alpha", "got 0"]),
         ("sapo --alpha-learning-rate -1", ["--alpha-learning-rate", "got -1"]),
+        ("ppo --clip-coef -1", ["--clip-coef", "got -1"]),
+        ("ppo --anneal-lr", ["--anneal-lr", "--no-adaptive-lr"]),
+        ("reppo --v-min 1", ["--v-min", "-inf to 0", "got 1"]),
+        ("reppo --v-min 0 --v-max 0", ["--v-max", "--v-min", "got 0"]),
+        ("reppo --critic-hidden-dims 64 0 64", ["--critic-hidden-dims", "(64, 0, 64)"]),
+        ("reppo --kl-mode hard", ["kl-mode", "hard", "clipped"]),
     ],
 )
 def test_bad_flags_exit_with_2_and_one_clear_message(tmp_path, flags, words):
@@ -402,3 +424,69 @@ def test_broken_networks_end_the_run_with_a_message(tmp_path):
     code = code.format(poisoned=poisoned, first=60, last=10**9)
     output = run(tmp_path, *TINY, "--total-timesteps", 32 * 20, "--exp-name", "x", expect=1, code=code)
     assert "training failed: hopper" in output and "NaN" in output
+
+
+def poisoned_script(script, target, poisoned, first):
+    """Code that runs the script with a function whose result is spoilt from its call number `first` on."""
+    code = POISON.replace("rpo_continuous as rpo", f"{script}_continuous as rpo")
+    return code.format(target=f"rpo.{target}", poisoned=poisoned, first=first, last=10**9)
+
+
+@pytest.mark.parametrize("script", LEARNED)
+def test_ppo_and_reppo_skip_losses_that_are_not_finite_then_stop(tmp_path, script):
+    # four policy losses in each iteration; from the third iteration on every one is NaN
+    code = poisoned_script(script, "policy_loss", "(result[0] * torch.nan, result[1])", first=9)
+    flags = [*tiny(script), "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
+    output = run(tmp_path, *flags, expect=1, code=code)
+    assert "training failed: hopper, iteration 12: the gradient of the actor" in output, output
+    state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
+    assert state["iteration"] == 11 and all(x.isfinite().all() for x in state["actor"].values())
+    # REPPO's multipliers, whose loss is part of it, are skipped and counted beside the actor
+    skipped = [float(row["skipped_updates"]) for row in metrics(run_dir(tmp_path))]
+    assert skipped[:3] == [0, 0, 4 if script == "ppo" else 8]
+
+
+@pytest.mark.parametrize(
+    "script, target, name", [("ppo", "gae", "advantage"), ("reppo", "td_lambda_targets", "target")]
+)
+def test_ppo_and_reppo_drop_targets_that_are_not_finite(tmp_path, script, target, name):
+    poisoned = "torch.where(torch.arange(8) == 2, torch.nan, result)"
+    code = poisoned_script(script, target, poisoned, first=2)
+    run(tmp_path, *tiny(script), "--total-timesteps", 96, "--exp-name", "x", code=code)
+    rows = metrics(run_dir(tmp_path))[:-1]
+    assert [float(row[f"nonfinite_{name}s"]) for row in rows] == [0, 4, 4]  # 4 steps of environment 2
+    # a minibatch with such a target makes no step of the critic; the others do
+    assert 0 < float(rows[1]["skipped_updates"]) <= 4
+    state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
+    for module in ("actor", "critic", "return_normalizer") if script == "ppo" else ("actor", "critic", "multipliers"):
+        assert all(x.isfinite().all() for x in state[module].values())
+
+
+def test_schedules_of_the_learning_rate_of_ppo(tmp_path):
+    expected = {"--no-adaptive-lr": [5e-4, 5e-4], "--no-adaptive-lr --anneal-lr": [5e-4, 5e-4 - 0.5 * (5e-4 - 1e-5)]}
+    for k, (flags, rates) in enumerate(expected.items()):
+        (tmp_path / str(k)).mkdir()
+        run(tmp_path / str(k), *TINY_LEARNED, "--total-timesteps", 64, *flags.split(), script="ppo")
+        rows = metrics(run_dir(tmp_path / str(k)))[:-1]
+        assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates)
+    # two epochs an iteration, each of which divides or multiplies by 1.5 or leaves it
+    run(tmp_path, *TINY_LEARNED, "--total-timesteps", 128, "--target-kl", 1e-9, script="ppo")
+    rates = [float(row["learning_rate"]) for row in metrics(run_dir(tmp_path))[:-1]]
+    assert rates == pytest.approx([5e-4 / 1.5**k for k in (2, 4, 6, 8)])
+
+
+def test_the_ablations_and_the_faithful_command_of_reppo(tmp_path):
+    text = (ROOT / "reppo_continuous.py").read_text()
+    faithful = re.search(r"Faithful: python reppo_continuous.py (.*?)\n +\(", text, re.DOTALL).group(1)
+    ablations = ["--actor-gradient score", "--no-hl-gauss", "--norm none", "--aux-coef 0", "--kl-mode full"]
+    for k, flags in enumerate([*ablations, "--kl-mode value", faithful]):
+        (tmp_path / str(k)).mkdir()
+        output = run(tmp_path / str(k), *TINY_LEARNED, "--total-timesteps", 64, *flags.split(), script="reppo")
+        assert "done: 64 steps" in output
+        assert all(float(row["actor_grad_norm"]) > 0 for row in metrics(run_dir(tmp_path / str(k)))[:-1])
+
+
+def test_reppo_warns_once_of_a_support_that_is_too_small(tmp_path):
+    output = run(tmp_path, *TINY_LEARNED, "--total-timesteps", 128, "--reward-scale", 1000, script="reppo")
+    assert output.count("targets are outside --v-min -50.0 .. --v-max 200.0") == 1
+    assert float(metrics(run_dir(tmp_path))[0]["target_clip_frac"]) > 0.01
