@@ -18,7 +18,7 @@ is pulled back to the policy that collected the data.  Entropy and KL are priced
 Try:      python reppo_continuous.py --env-id ant --total-timesteps 1000000 --capture-video
 Resume:   python reppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Faithful: python reppo_continuous.py --kl-estimator mc --norm rms --num-value-samples 1 --min-std 0 --weight-decay 0.01
-          --alpha-init 0.01 --beta-init 0.01 --actor-hidden-dims 512 512 --critic-hidden-dims 512 512 512
+          --actor-hidden-dims 512 512 --critic-hidden-dims 512 512 512
           (what the authors' PyTorch code does where our default differs; batch sizes and supports depend on the task)
 """
 
@@ -113,9 +113,9 @@ class Args:
     """KL of the two Gaussians in closed form, or an average over num_kl_samples actions of the old policy"""
     num_kl_samples: int = 16
     """actions per state of the estimator mc"""
-    alpha_init: float = 0.1
+    alpha_init: float = 0.01
     """price of entropy at the start"""
-    beta_init: float = 0.1
+    beta_init: float = 0.01
     """price of KL at the start"""
     target_entropy_scale: float = -0.5
     """target of the policy's entropy per action dimension"""
