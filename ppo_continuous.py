@@ -585,7 +585,8 @@ def main():
             finite = advantages.isfinite()
             count_failures(failures, quantities[0], [finite.any().item()])
             data["returns"] = advantages + values
-            return_normalizer.update(data["returns"][finite][:, None])
+            if finite.any():
+                return_normalizer.update(data["returns"][finite][:, None])
             data["targets"] = return_normalizer(data["returns"])
             advantages = torch.where(finite, advantages, 0.0)  # dropped, and counted in the log
             if args.norm_adv:
@@ -633,7 +634,7 @@ def main():
             count_failures(failures, quantities[1], actor_usable)
             count_failures(failures, quantities[2], critic_usable)
             mean_return, mean_length = np.mean(finished_episodes, axis=0) if finished_episodes else (math.nan, math.nan)
-            reused = policy_stats[1:] or policy_stats  # the first epoch keeps everything
+            reused = policy_stats[len(policy_stats) // args.update_epochs :] or policy_stats  # after the first epoch
             metrics = {
                 "charts/episodic_return": mean_return,
                 "charts/episodic_length": mean_length,
@@ -642,7 +643,7 @@ def main():
                 "charts/diverged": env.diverged.item(),
                 "losses/value_loss": np.mean(v_losses),
                 "losses/explained_variance": 1.0 - (errors.var() / b_data["returns"].var()).item(),
-                "losses/entropy": policy_stats[0]["entropy"],
+                "losses/entropy": np.mean([stats["entropy"] for stats in policy_stats]),
                 "losses/approx_kl": approx_kl,
                 "losses/clipfrac": 1.0 - np.mean([stats["kept"] for stats in policy_stats]),
                 "losses/effective_sample_ratio": np.mean([stats["kept"] for stats in reused]),

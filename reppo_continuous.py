@@ -1,10 +1,10 @@
 """Relative Entropy Pathwise Policy Optimization (REPPO), arXiv 2507.11019. Docs: docs/reppo.md
 
 Pathwise policy gradients without a derivative of the simulator: they come from a learned Q(s, a).  All data is on
-policy and used once, so Q needs neither a replay buffer nor a target network, but it must be accurate where the policy
-is: TD(lambda) targets of the soft return, a categorical critic (HL-Gauss), normalised layers and a self-prediction
-task see to that.  A KL bound keeps the policy where Q was learned: a state inside the bound follows Q, a state outside
-is pulled back to the policy that collected the data.  Entropy and KL are priced by two multipliers that adapt.
+policy and thrown away after one iteration: no replay buffer, no target network.  But Q must be accurate where the
+policy is: TD(lambda) targets of the soft return, a categorical critic (HL-Gauss), normalised layers and a
+self-prediction task see to that.  A KL bound keeps the policy where Q was learned: a state inside the bound follows Q,
+a state outside is pulled back to the policy that collected the data.  Two multipliers price entropy and KL, and adapt.
 
     paper            code             meaning
     x, a, r          obs, action      normalised observation, action = tanh(u) with u ~ N(mean, std^2), scaled reward
@@ -216,15 +216,16 @@ class Critic(nn.Module):
             nn.SiLU(), hidden_layer(features, head, args.norm), nn.Linear(head, num_outputs)
         )
         self.predictor = nn.Sequential(nn.SiLU(), hidden_layer(features, head, args.norm), nn.Linear(head, features))
-        # at the start every Q is 0, whatever the network says: 40 times the histogram of 0 outweighs the other logits
-        self.zero = nn.Parameter(self.hl_gauss.encode(torch.zeros(())) if args.hl_gauss else torch.zeros(1))
+        if args.hl_gauss:  # at the start every Q is 0: 40 times the histogram of 0 outweighs what the network says
+            self.zero = nn.Parameter(self.hl_gauss.encode(torch.zeros(())))
 
     def features(self, obs, action):
         return self.encoder(torch.cat([obs, action], dim=-1))
 
     def outputs(self, features):
         """The logits of the histogram (..., num_bins); without HL-Gauss the value (..., 1)."""
-        return self.value_head(features) + 40.0 * self.zero
+        logits = self.value_head(features)
+        return logits + 40.0 * self.zero if self.hl_gauss else logits
 
     def value(self, features):
         """Q (...)."""
@@ -672,6 +673,10 @@ def main():
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
         failures = state["failures"]
+        # a flag beside --checkpoint wins over the settings that came with the optimisers
+        for optimizer in (actor_optimizer, critic_optimizer):
+            optimizer.param_groups[0] |= adam
+        dual_optimizer.param_groups[0]["lr"] = args.dual_learning_rate
     run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
     if args.track:

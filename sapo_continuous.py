@@ -543,6 +543,7 @@ def main():
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
         failures = state["failures"]
+        alpha_optimizer.param_groups[0]["lr"] = args.alpha_learning_rate  # a flag beside --checkpoint wins
     run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
     if args.track:

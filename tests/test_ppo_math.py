@@ -259,9 +259,7 @@ def test_first_step_sees_ratio_one_in_float32():
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(1)
     actor, n = ppo.Actor(2, 2), 300
-    data, _ = ppo.rollout(
-        ToyEnv(num_envs=n), actor, value, ppo.ObsNormalizer(2), ppo.ReturnNormalizer(), make_args()
-    )
+    data, _ = ppo.rollout(ToyEnv(num_envs=n), actor, value, ppo.ObsNormalizer(2), ppo.ReturnNormalizer(), make_args())
     flat = flatten(data)
     ratio = ppo.log_ratio(flat["action"], *actor(flat["obs"]), flat["mean"], flat["log_std"]).exp()
     assert ratio.shape == (H * n,) and (ratio - 1.0).abs().max() < 1e-3
