@@ -357,7 +357,7 @@ def critic_loss(critic, data, args):
     # L_aux: the features of the next state and action, where there is a next state, as they were in the rollout
     errors = ((critic.predictor(features) - data["next_features"]) ** 2).mean(-1)
     alive = ~data["terminated"]
-    aux_loss = (errors * alive).sum() / alive.sum().clamp(min=1)
+    aux_loss = torch.where(alive, errors, 0.0).sum() / alive.sum().clamp(min=1)
     return value_loss + args.aux_coef * aux_loss, value_loss.item(), aux_loss.item()
 
 

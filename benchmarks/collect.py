@@ -33,18 +33,29 @@ class Args:
     """name of the results file; default: <script>__<env_id>__<seed>"""
 
 
+def is_finished(run_dir):
+    """Whether the last line of metrics.csv is the final evaluation."""
+    path = run_dir / "metrics.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    return bool(rows) and not rows[-1]["SPS"] and bool(rows[-1]["eval_episodic_return"])
+
+
+def collect(run_dir, command, commit=None, name=None, results=RESULTS):
+    """Write the results file of a finished run and return its path; the arguments are those of Args."""
+    if not is_finished(run_dir):
+        sys.exit(f"{run_dir}: the last line of metrics.csv is not the final evaluation: the run has not finished")
+    on_cuda = torch.load(run_dir / "checkpoint.pt", weights_only=True)["cuda_rng"] is not None
+    env_id, script, seed, started = run_dir.resolve().name.split("__")
+    date = datetime.date.fromtimestamp(int(started)).isoformat()
+    output = results / f"{name or f'{script}__{env_id}__{seed}'}.csv"
+    header = provenance(command, "cuda" if on_cuda else "cpu", commit, date)
+    output.write_text(header + (run_dir / "metrics.csv").read_text())
+    return output
+
+
 def main():
     args = tyro.cli(Args)
-    text = (args.run_dir / "metrics.csv").read_text()
-    last = list(csv.DictReader(text.splitlines()))[-1]
-    if last["SPS"] or not last["eval_episodic_return"]:
-        sys.exit(f"{args.run_dir}: the last line of metrics.csv is not the final evaluation: the run has not finished")
-    on_cuda = torch.load(args.run_dir / "checkpoint.pt", weights_only=True)["cuda_rng"] is not None
-    env_id, script, seed, started = args.run_dir.resolve().name.split("__")
-    date = datetime.date.fromtimestamp(int(started)).isoformat()
-    output = RESULTS / f"{args.name or f'{script}__{env_id}__{seed}'}.csv"
-    output.write_text(provenance(args.command, "cuda" if on_cuda else "cpu", args.commit, date) + text)
-    print(output)
+    print(collect(args.run_dir, args.command, args.commit, args.name))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+"""Run scripts x tasks x seeds, several at once, and collect their results.
+
+    python benchmarks/run.py --scripts rpo sapo shac --env-ids hopper ant --seeds 1 2 3 --jobs 2
+    python benchmarks/run.py --scripts rpo --env-ids hopper --seeds 1 2 --name rpo_no_kl --flags="--kl-coef 0"
+
+The same command after an interruption goes on: runs whose results file exists are skipped, those with a checkpoint are
+resumed, on a CPU to the very bit.  Ctrl-C lets the running ones write their checkpoints.  What a run prints goes to
+runs/<name>__<env_id>__<seed>.log.  On a CPU the jobs share the cores evenly; with one thread each, as many jobs as
+there are cores make the most steps per second in total.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import envs  # noqa: E402
+from benchmarks.collect import RESULTS, collect, is_finished  # noqa: E402
+from benchmarks.provenance import current_commit  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = tuple(sorted(path.name.removesuffix("_continuous.py") for path in ROOT.glob("*_continuous.py")))
+
+
+@dataclass
+class Args:
+    scripts: tuple[Literal[SCRIPTS], ...]
+    """the algorithms"""
+    env_ids: tuple[Literal[envs.ENV_IDS], ...]
+    """the tasks"""
+    seeds: tuple[int, ...] = (1,)
+    """the seeds"""
+    flags: str = ""
+    """further flags of the scripts, as one string"""
+    name: str | None = None
+    """name in the files, to tell a script with other flags from the plain one; default: <script>_continuous"""
+    jobs: int = 1
+    """runs at once"""
+    folder: Path = Path(".")
+    """where the folder runs/ is or will be"""
+    results: Path = RESULTS
+    """where the results files go"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One script on one task with one seed."""
+
+    name: str
+    env_id: str
+    seed: int
+    command: str
+    folder: Path
+    results: Path
+
+    @property
+    def label(self):
+        return f"{self.name}__{self.env_id}__{self.seed}"
+
+    @property
+    def output(self):
+        return self.results / f"{self.label}.csv"
+
+    @property
+    def log(self):
+        return self.folder / "runs" / f"{self.label}.log"
+
+    def logged(self, pattern):
+        return re.findall(pattern, self.log.read_text(), re.MULTILINE) if self.log.exists() else []
+
+    def run_dir(self):
+        """The run folder that the log names, None before the first start."""
+        folders = self.logged(r"^run folder (.*)$")
+        return self.folder / folders[-1] if folders else None
+
+    def check_command(self):
+        for command in self.logged(r"^# command: (.*), commit: "):
+            if command != self.command:
+                sys.exit(
+                    f"{self.label}: expected a run of `{self.command}`, got one of `{command}`: use another --name"
+                )
+
+    def start(self, num_threads):
+        """Start the process, from its checkpoint where it has one."""
+        run_dir = self.run_dir()
+        _, script, *flags = shlex.split(self.command)
+        if run_dir is not None and (run_dir / "checkpoint.pt").exists():
+            flags = ["--checkpoint", str(run_dir.relative_to(self.folder) / "checkpoint.pt")]
+        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": str(ROOT)}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a") as log:
+            log.write(f"# command: {self.command}, commit: {current_commit()}\n")
+            log.flush()
+            # a session of its own: Ctrl-C is forwarded once, a second one would end it without a checkpoint
+            options = {"cwd": self.folder, "env": environment, "stdout": log, "stderr": subprocess.STDOUT}
+            return subprocess.Popen([sys.executable, str(ROOT / script), *flags], start_new_session=True, **options)
+
+    def collect(self):
+        """Write the results file; a run that was resumed from another commit names both."""
+        commits = dict.fromkeys(self.logged(r"^# command: .*, commit: (.*)$"))
+        return collect(self.run_dir(), self.command, " then ".join(commits), self.label, self.results)
+
+
+def all_runs(args):
+    """The runs, seeds outermost, so that an interrupted benchmark has one seed of everything first."""
+    for seed in args.seeds:
+        for env_id in args.env_ids:
+            for script in args.scripts:
+                name = args.name or f"{script}_continuous"
+                command = f"python {script}_continuous.py --env-id {env_id} --seed {seed}"
+                command += f" --exp-name {args.name}" if args.name else ""
+                yield Run(name, env_id, seed, f"{command} {args.flags}".strip(), args.folder.resolve(), args.results)
+
+
+def still_to_do(runs):
+    """Those without a results file; a finished run without one is collected here."""
+    left = []
+    for run in runs:
+        if run.output.exists():
+            made_by = re.search(r"command: (.*?), commit:", run.output.read_text().splitlines()[0])[1]
+            note = f" (made by: {made_by})" if made_by != run.command else ""
+            print(f"{run.label}: skipped, {run.output.name} exists{note}")
+            continue
+        run.check_command()
+        if run.run_dir() is not None and is_finished(run.run_dir()):
+            print(f"{run.label}: collected, {run.collect()}")
+        else:
+            left.append(run)
+    return left
+
+
+def run_all(waiting, jobs):
+    """Returns the number of runs that failed. KeyboardInterrupt stops the running ones and goes on upwards."""
+    num_threads = max(1, (os.cpu_count() or 1) // jobs)
+    running, failures = {}, 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                running[run] = (run.start(num_threads), time.time())
+                print(f"{run.label}: started, {len(waiting)} waiting", flush=True)
+            for run, (process, since) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[run]
+                minutes = (time.time() - since) / 60.0
+                if process.returncode == 0:
+                    print(f"{run.label}: done after {minutes:.1f} min, {run.collect()}", flush=True)
+                else:
+                    failures += 1
+                    print(f"{run.label}: failed with exit code {process.returncode}, see {run.log}", flush=True)
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            process.send_signal(signal.SIGINT)
+        for process, _ in running.values():
+            process.wait()
+    return failures
+
+
+def main():
+    args = tyro.cli(Args)
+    if args.jobs < 1:
+        sys.exit(f"--jobs: expected at least 1, got {args.jobs}")
+    if args.name and len(args.scripts) > 1:
+        sys.exit(f"--name: expected one script beside it, got {' '.join(args.scripts)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failures = run_all(still_to_do(all_runs(args)), args.jobs)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on")
+        sys.exit(130)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
