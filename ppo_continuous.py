@@ -84,7 +84,7 @@ class Args:
     learning_rate: float = 5e-4
     """of the actor and the critic, at the start"""
     adaptive_lr: bool = True
-    """keep the KL divergence of an epoch near target_kl: divide the learning rate by 1.5 above, multiply it below"""
+    """keep the KL divergence from the rollout's policy near target_kl: learning rate / 1.5 above, * 1.5 below"""
     target_kl: float = 0.008
     """the learning rate changes where the KL divergence is more than a factor of 2 away from this"""
     anneal_lr: bool = False
@@ -113,7 +113,7 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the RPO paper's settings per task (table 3); budgets: those of the other scripts, after which PPO still improves
+# the RPO paper's settings per task (table 3); budgets: those of the other scripts
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "num_minibatches": 16},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "num_minibatches": 2},
@@ -218,7 +218,7 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std):
 @torch.no_grad()  # the rollout is data: PPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, return_normalizer, args):
     """H steps of every environment: data (H, N, ...), and the return and length of every episode that ended."""
-    frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 in epoch 1
+    frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 at first
     raw_obs = env.detach()
     normalizer.update(raw_obs)
     steps, episodes = [], []
@@ -588,10 +588,10 @@ def main():
             if finite.any():
                 return_normalizer.update(data["returns"][finite][:, None])
             data["targets"] = return_normalizer(data["returns"])
-            advantages = torch.where(finite, advantages, 0.0)  # dropped, and counted in the log
             if args.norm_adv:
-                advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-            data["advantages"] = advantages
+                kept = advantages[finite]
+                advantages = (advantages - kept.mean()) / (kept.std(correction=0) + 1e-8)
+            data["advantages"] = torch.where(finite, advantages, 0.0)  # dropped, and counted in the log
 
             # flatten the batch
             b_data = {name: x.flatten(0, 1) for name, x in data.items()}

@@ -16,7 +16,11 @@ sets its price so that the entropy stays near a target.
     L_theta          loss             minus the discounted soft return per step, with V_soft where the rollout is cut
 
 Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --capture-video
+Train:   python sapo_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
+         about 1,600 steps per second on one CPU core; return 5,880, and 6,240 with the deterministic policy (one seed;
+         RPO paper, at about twice the steps: 8,719 and 9,101)
 Resume:  python sapo_continuous.py --checkpoint runs/<run>/checkpoint.pt
+The numbers come from benchmarks/results.
 """
 
 import contextlib

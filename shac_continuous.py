@@ -14,7 +14,11 @@ rollout.
     V~(s_t)          targets          TD(lambda)
 
 Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
+Train:   python shac_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
+         about 1,600 steps per second on one CPU core; return 7,290, and 7,290 with the deterministic policy (one seed;
+         RPO paper, at about twice the steps: 8,206 and 8,206)
 Resume:  python shac_continuous.py --checkpoint runs/<run>/checkpoint.pt
+The numbers come from benchmarks/results.
 """
 
 import contextlib

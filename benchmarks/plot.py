@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 RESULTS = Path(__file__).parent / "results"
 # RPO paper (arXiv 2508.06214), table 1: stochastic policy, at the paper's full budget
 PAPER_RPO = {"hopper": 5525.57, "ant": 8891.04, "humanoid": 8637.78, "anymal": 15674.12}
-COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4"}
+COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
 
 
 def read(path):
@@ -31,8 +31,8 @@ def plot(env_id, paths):
         steps, seconds, returns, final, machine = read(path)
         name = script.removesuffix("_continuous")
         label = f"{name.upper()}, seed {seed}: {final:.0f} at the end"
-        axes[0].plot([step / 1e6 for step in steps], returns, COLORS[name], label=label)
-        axes[1].plot([second / 60 for second in seconds], returns, COLORS[name], label=machine)
+        axes[0].plot([step / 1e6 for step in steps], returns, COLORS.get(name, "C7"), label=label)
+        axes[1].plot([second / 60 for second in seconds], returns, COLORS.get(name, "C7"), label=machine)
     if env_id in PAPER_RPO:
         axes[0].axhline(PAPER_RPO[env_id], color="gray", linewidth=0.8, linestyle="--", label="RPO paper, full budget")
         axes[1].axhline(PAPER_RPO[env_id], color="gray", linewidth=0.8, linestyle="--")

@@ -9,6 +9,7 @@ runs/<name>__<env_id>__<seed>.log.  On a CPU the jobs share the cores evenly; wi
 there are cores make the most steps per second in total.
 """
 
+import fcntl
 import os
 import re
 import shlex
@@ -95,9 +96,13 @@ class Run:
         _, script, *flags = shlex.split(self.command)
         if run_dir is not None and (run_dir / "checkpoint.pt").exists():
             flags = ["--checkpoint", str(run_dir.relative_to(self.folder) / "checkpoint.pt")]
-        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a") as log:
+            try:  # the process inherits the lock and holds it as long as it lives
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RuntimeError(f"{self.label}: another process is already running it ({self.log})") from error
             log.write(f"# command: {self.command}, commit: {current_commit()}\n")
             log.flush()
             # a session of its own: Ctrl-C is forwarded once, a second one would end it without a checkpoint
@@ -173,9 +178,15 @@ def main():
         sys.exit(f"--jobs: expected at least 1, got {args.jobs}")
     if args.name and len(args.scripts) > 1:
         sys.exit(f"--name: expected one script beside it, got {' '.join(args.scripts)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "__" in (args.name or ""):
+        sys.exit(f"--name: expected one without '__', which separates the parts of file names, got {args.name}")
+    args.results.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
-        failures = run_all(still_to_do(all_runs(args)), args.jobs)
+        failures = run_all(still_to_do(dict.fromkeys(all_runs(args))), args.jobs)
+    except RuntimeError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on")
         sys.exit(130)

@@ -243,9 +243,7 @@ def _check(articulation):
     if articulation.translates_along_x:
         axis = wp.quat_rotate(wp.quat(*root.rotation), wp.vec3(*root.axis))
         if root.joint != PRISMATIC or not np.allclose(axis, (1.0, 0.0, 0.0), atol=1e-6):
-            raise ValueError(
-                f"link 0 ({root.name}): translates_along_x needs a prismatic joint along the world's x axis"
-            )
+            raise ValueError(f"link 0 ({root.name}): translates_along_x needs a prismatic joint along world x")
     for kind, parts in (("contact", articulation.contacts), ("shape", articulation.shapes)):
         for i, part in enumerate(parts):
             if not 0 <= part.link < len(articulation.links):

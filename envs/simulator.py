@@ -18,7 +18,7 @@ comes; steps before that are run again from their start.
 
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 import warp as wp
@@ -67,7 +67,9 @@ class Simulator:
         Returns the new joint_q and joint_qd, differentiable with respect to all three, and `diverged` (N,) bool.
         A diverged environment propagates no gradient.
         """
-        return _SimulatorStep.apply(self, joint_q, joint_qd, joint_act)
+        inputs = (joint_q, joint_qd, joint_act)
+        keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return _SimulatorStep.apply(self, keep, *inputs)
 
     def close(self):
         """End the threads; there is no step after this."""
@@ -82,7 +84,11 @@ class Simulator:
         jobs = [(method, batch, step, *(x.detach()[rows] for x in inputs)) for batch, rows in zip(batches, self.slices)]
         futures = [self.pool.submit(*job) for job in jobs[1:]]
         first, *arguments = jobs[0]
-        results = [first(*arguments), *(future.result() for future in futures)]
+        try:
+            results = [first(*arguments)]
+        finally:
+            wait(futures)  # even if the caller's own part was interrupted: nobody may go on writing to the buffers
+        results += [future.result() for future in futures]
         return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results))
 
     def _num_threads(self, num_envs, num_threads):
@@ -124,9 +130,9 @@ class _SimulatorStep(torch.autograd.Function):
     """The simulator as one node of autograd's graph, which keeps nothing but the state at the start of the step."""
 
     @staticmethod
-    def forward(ctx, simulator, joint_q, joint_qd, joint_act):
+    def forward(ctx, simulator, keep, joint_q, joint_qd, joint_act):
         simulator.step_count += 1
-        ctx.step, ctx.batches = simulator.step_count, simulator.next_batches(keep=any(ctx.needs_input_grad))
+        ctx.step, ctx.batches = simulator.step_count, simulator.next_batches(keep)
         new_q, new_qd, diverged = simulator.run(Substeps.forward, ctx.batches, ctx.step, joint_q, joint_qd, joint_act)
         ctx.simulator = simulator
         ctx.save_for_backward(joint_q, joint_qd, joint_act, diverged)
@@ -139,4 +145,4 @@ class _SimulatorStep(torch.autograd.Function):
         *inputs, diverged = ctx.saved_tensors
         grads = ctx.simulator.run(Substeps.backward, ctx.batches, ctx.step, *inputs, grad_q, grad_qd)
         # where the state blew up the derivative means nothing, and 0 * inf would make it NaN
-        return None, *(grad.masked_fill(diverged[:, None], 0.0) for grad in grads)
+        return None, None, *(grad.masked_fill(diverged[:, None], 0.0) for grad in grads)

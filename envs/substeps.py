@@ -97,6 +97,7 @@ class Substeps:
         return tuple(state.grad.clone() for state in inputs)
 
     def _run_forward(self, step, joint_q, joint_qd, joint_act):
+        self.step_held = None  # until the launches below have ended, the buffers hold no step whole
         self.world_q.value.copy_(joint_q)
         self.world_qd.value.copy_(joint_qd)
         self.act.value.copy_(joint_act)

@@ -99,13 +99,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
         action (N, num_actions) in [-1, 1]; values outside, also infinite ones, are clamped and get no gradient.
         Returns obs (N, num_obs), reward (N,), terminated (N,), truncated (N,) and infos:
-            final_obs (N, num_obs)   the observation before any reset: the true successor of the last one (obs itself
-                                     where no episode ended)
+            final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
             episode {"r", "l"}       undiscounted return and length so far, of a whole episode where _episode is True
             _episode, _final_obs     (N,) where an episode ended
             diverged                 how many environments have blown up since reset(): not finite or beyond 1e6.  Such
                                      an environment is terminated with reward 0 and without a gradient; its final_obs
                                      is that of its new episode.
+        These tensors may be the environment's own: do not modify them in place.
         obs, reward and final_obs are differentiable with respect to the actions and states since the last detach().
         Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.
         """
@@ -136,11 +136,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         truncated = (self.episode_length >= self.max_episode_steps) & ~terminated
         done = terminated | truncated
         episode = {"r": self.episode_return, "l": self.episode_length}
-        return (
-            terminated,
-            truncated,
-            {"episode": episode, "_episode": done, "_final_obs": done, "diverged": self.diverged},
-        )
+        infos = {"episode": episode, "_episode": done, "_final_obs": done, "diverged": self.diverged}
+        return terminated, truncated, infos
 
     def _begin_episodes(self, done, final_obs, noise):
         if not self._may_hold(done):
@@ -215,8 +212,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.simulator.close()
 
     def _reset_noise(self):
-        """Random numbers for one fresh state per environment, drawn at every step: the generator advances the same way
-        whichever environments need one, so no environment's future depends on another's fall."""
+        # at every step, for every environment: no environment's future may depend on which others fell
         shape = (self.num_envs, self.reset_noise_size)
         return 2.0 * torch.rand(shape, generator=self.generator, device=self.device) - 1.0
 

@@ -5,13 +5,25 @@ from pathlib import Path
 
 import pytest
 
+import gippo_continuous
+import ppo_continuous
+import reppo_continuous
 import rpo_continuous
+import sac_continuous
 import sapo_continuous
 import shac_continuous
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = {"rpo": rpo_continuous, "shac": shac_continuous, "sapo": sapo_continuous}
+SCRIPTS = {
+    "rpo": rpo_continuous,
+    "shac": shac_continuous,
+    "sapo": sapo_continuous,
+    "reppo": reppo_continuous,
+    "ppo": ppo_continuous,
+    "gippo": gippo_continuous,
+    "sac": sac_continuous,
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -49,3 +61,12 @@ def test_the_readme_counts_the_lines_of_the_scripts():
     assert {name for name, _ in rows} == {path.name for path in ROOT.glob("*_continuous.py")}
     for name, lines in rows:
         assert int(lines) == len((ROOT / name).read_text().splitlines()), name
+
+
+@pytest.mark.parametrize("page, printed", [("README.md", "tensor([["), ("docs/envs.md", "torch.Size([16, 1])")])
+def test_examples_run(page, printed, capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
+    assert printed in capsys.readouterr().out  # the gradient

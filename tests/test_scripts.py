@@ -20,9 +20,10 @@ import envs
 ROOT = Path(__file__).parent.parent
 TINY = "--num-envs 8 --num-steps 4 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
 TINY_LEARNED = ["--update-epochs" if flag == "--critic-epochs" else flag for flag in TINY]
-ANALYTIC = ("rpo", "shac", "sapo")  # with the simulator's gradient
+TINY_SAC = "--num-envs 8 --num-steps 4 --num-updates 2 --batch-size 16 --learning-starts 64 --num-eval-envs 4".split()
+ANALYTIC = ("rpo", "shac", "sapo", "gippo")  # with the simulator's gradient
 LEARNED = ("ppo", "reppo")
-SCRIPTS = ANALYTIC + LEARNED
+SCRIPTS = (*ANALYTIC, *LEARNED, "sac")
 # one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -42,7 +43,7 @@ def run(cwd, *flags, expect=0, code=None, script="rpo"):
 
 
 def tiny(script):
-    return TINY_LEARNED if script in LEARNED else TINY
+    return TINY_SAC if script == "sac" else TINY_LEARNED if script in LEARNED else TINY
 
 
 def run_dir(cwd):
@@ -74,6 +75,7 @@ def assert_same_training(a, b):
 
     modules = {"actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "env", "rng"}
     own = {"temperature", "alpha_optimizer", "return_normalizer", "multipliers", "dual_optimizer"}
+    own |= {"target_critic", "gains", "alpha", "replay"}
     for name in modules | (states[0].keys() & own):
         compare(states[0][name], states[1][name], name)
     clocks = {"wall_s", "SPS", "time_rollout", "time_backward", "time_actor", "time_critic"}
@@ -95,17 +97,19 @@ def test_a_whole_run(tmp_path, script):
     assert [int(row["global_step"]) for row in rows] == [*range(32, 321, 32), 320]
     assert rows[-1]["eval_episodic_return"] and rows[4]["eval_episodic_return"] and not rows[0]["eval_episodic_return"]
     assert list(folder.glob("events.out.tfevents.*"))
-    if script in ANALYTIC:
+    if script in ("rpo", "shac", "sapo"):
         first, last = (5e-4, 5e-4 * 0.02**0.9) if script == "rpo" else (2e-3, 2e-3 - 0.9 * (2e-3 - 1e-5))
         assert float(rows[0]["learning_rate"]) == pytest.approx(first)
         assert float(rows[9]["learning_rate"]) == pytest.approx(last)
-    settings = {"ppo": ((0.9, 0.999), 1e-5, 0.01), "reppo": ((0.9, 0.999), 1e-8, 0.0)}
-    for name in ("actor_optimizer", "critic_optimizer"):
+    usual, short = ((0.9, 0.999), 1e-8, 0.01), ((0.7, 0.95), 1e-8, 0.01)
+    settings = {"ppo": 2 * [((0.9, 0.999), 1e-5, 0.01)], "reppo": 2 * [((0.9, 0.999), 1e-8, 0.0)]}
+    settings |= {"sac": [usual, usual], "gippo": [usual, short]}
+    for name, expected in zip(("actor_optimizer", "critic_optimizer"), settings.get(script, [short, short])):
         (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)[name]["param_groups"]
-        expected = settings.get(script, ((0.7, 0.95), 1e-8, 0.01))
         assert (group["betas"], group["eps"], group["weight_decay"]) == expected
     model = torch.load(folder / f"{script}_continuous.cleanrl_model", weights_only=True)
-    assert model["normalizer"]["count"] == 1 + 10 * 5 * 8
+    # every observation of a rollout and its successor; SAC has no successor of the last one yet
+    assert model["normalizer"]["count"] == 1 + 10 * (4 if script == "sac" else 5) * 8
 
     # --eval-only on the checkpoint repeats the final evaluation to the digit
     again = run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only", script=script)
@@ -115,15 +119,16 @@ def test_a_whole_run(tmp_path, script):
 
 
 CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "hopper"] + [("shac", "ant"), ("sapo", "ant")]
-CASES += [(script, env_id) for script in LEARNED for env_id in ("ant", "cartpole")]
+CASES += [(script, env_id) for script in (*LEARNED, "gippo", "sac") for env_id in ("ant", "cartpole")]
 
 
 @pytest.mark.parametrize("script, env_id", CASES)
 def test_every_task_trains_and_evaluates(tmp_path, script, env_id):
-    flags = [*tiny(script), "--num-eval-envs", 1, "--env-id", env_id, "--total-timesteps", 64]
+    flags = [*tiny(script), "--num-eval-envs", 1, "--env-id", env_id, "--total-timesteps", 128]
     output = run(tmp_path, *flags, script=script)
-    assert "eval deterministic: return" in output and "done: 64 steps" in output
-    assert all(float(row["actor_grad_norm"]) > 0 for row in metrics(run_dir(tmp_path))[:-1])
+    assert "eval deterministic: return" in output and "done: 128 steps" in output
+    learning = metrics(run_dir(tmp_path))[1 if script == "sac" else 0 : -1]  # SAC's first rollout is too few steps
+    assert learning and all(float(row["actor_grad_norm"]) > 0 for row in learning)
 
 
 def test_a_video_shows_one_episode_up_to_its_end(tmp_path):
@@ -178,21 +183,24 @@ assert sent == [("v.mp4", (320, 240), 30), (240, 320, 3), (240, 320, 3), "closed
 def test_tensorboard_tags(tmp_path, script):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, *tiny(script), "--total-timesteps", 64, script=script)
+    run(tmp_path, *tiny(script), "--total-timesteps", 128, script=script)
     events = EventAccumulator(str(run_dir(tmp_path)))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     expected = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
-        losses/value_loss losses/approx_kl losses/explained_variance losses/actor_grad_norm
+        losses/value_loss losses/actor_grad_norm
         time/rollout time/actor time/critic eval/episodic_return"""
     own = {
         "ppo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
+        "sac": "losses/entropy losses/alpha losses/q_value",
+        "gippo": "losses/entropy losses/alpha losses/out_of_range_ratio losses/clipfrac losses/ratio_max",
         "reppo": "losses/entropy losses/clipfrac losses/alpha losses/beta losses/aux_loss losses/target_clip_frac",
         "rpo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
         "sapo": "losses/entropy losses/alpha",
     }
     expected += " " + own.get(script, "")
     expected += " losses/action_grad_norm time/backward" if script in ANALYTIC else ""
+    expected += " losses/approx_kl losses/explained_variance" if script != "sac" else ""
     assert set(expected.split()) <= tags
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]
 
@@ -316,6 +324,10 @@ def test_resuming_a_finished_run_and_going_on(tmp_path):
         ("sapo --alpha-learning-rate -1", ["--alpha-learning-rate", "got -1"]),
         ("ppo --clip-coef -1", ["--clip-coef", "got -1"]),
         ("ppo --anneal-lr", ["--anneal-lr", "--no-adaptive-lr"]),
+        ("sac --num-nsteps 0", ["--num-nsteps", "got 0"]),
+        ("sac --buffer-size 10", ["--buffer-size", "got 10"]),
+        ("gippo --alpha 2", ["--alpha", "to 1", "got 2"]),
+        ("gippo --alpha-factor 0.5", ["--alpha-factor", "expected 1", "got 0.5"]),
         ("reppo --v-min 1", ["--v-min", "-inf to 0", "got 1"]),
         ("reppo --v-min 0 --v-max 0", ["--v-max", "--v-min", "got 0"]),
         ("reppo --critic-hidden-dims 64 0 64", ["--critic-hidden-dims", "(64, 0, 64)"]),
