@@ -697,9 +697,7 @@ def main():
                 alpha_policy = actor(b_data["obs"])
                 b_data["alpha_log_prob"] = gaussian_log_prob(b_data["u"], *alpha_policy)
             alpha_used, oorr = alpha, 0.0
-            if descended and alpha_skipped < len(
-                alpha_steps
-            ):  # else the alpha-policy is the old one: nothing to measure
+            if descended and alpha_skipped < len(alpha_steps):  # else it is the old policy still
                 alpha, oorr = adapted_alpha(alpha, b_data, *alpha_policy, gains, args)
 
             # ALGO LOGIC: PPO passes over the rollout

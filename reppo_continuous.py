@@ -17,7 +17,8 @@ a state outside is pulled back to the policy that collected the data.  Two multi
 
 Try:      python reppo_continuous.py --env-id ant --total-timesteps 1000000 --capture-video
 Train:    python reppo_continuous.py --env-id ant --total-timesteps 3000000
-          about 4,000 steps per second on one CPU core of its own; return 3,910, and 4,310 with the deterministic policy (one seed)
+          about 4,000 steps per second on one CPU core of its own; return 3,910, and 4,310 with the deterministic policy
+          (one seed)
 Resume:   python reppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Faithful: python reppo_continuous.py --kl-estimator mc --norm rms --num-value-samples 1 --min-std 0 --weight-decay 0.01
           --actor-hidden-dims 512 512 --critic-hidden-dims 512 512 512

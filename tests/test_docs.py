@@ -36,7 +36,8 @@ def test_links_lead_to_a_file_and_to_the_quoted_line(page):
         path = page.parent / target
         assert path.exists(), target
         if anchor and path.suffix == ".md":
-            assert anchor in re.findall(r"^#+ (.*)$", path.read_text().lower(), re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", path.read_text().lower(), re.MULTILINE)
+            assert anchor in [heading.replace(" ", "-") for heading in headings]
         elif anchor:
             snippet = text.strip("`")
             lines = path.read_text().splitlines()
