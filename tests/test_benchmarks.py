@@ -1,6 +1,7 @@
 """The benchmark runner as a user calls it: several runs, again, interrupted, failing."""
 
 import csv
+import fcntl
 import signal
 import subprocess
 import sys
@@ -64,6 +65,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     assert list((tmp_path / "runs").glob("hopper__x__1__*")) == [folder]  # no second start from nothing
     _, rows = read(tmp_path / "x__hopper__1.csv")
     assert [int(row["global_step"]) for row in rows] == [*range(32, 9601, 32), 9600]
+
+
+def test_a_run_that_is_still_running_is_not_started_again(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "runs" / "rpo_continuous__hopper__1.log", "a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # as the process of a runner that was killed
+        output = run(tmp_path, "--scripts", "rpo", f"--flags={TINY} --total-timesteps 32", expect=1)
+    assert "rpo_continuous__hopper__1: another process is already running it" in output
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(tmp_path):

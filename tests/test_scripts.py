@@ -498,6 +498,13 @@ def test_the_ablations_and_the_faithful_command_of_reppo(tmp_path):
         assert all(float(row["actor_grad_norm"]) > 0 for row in metrics(run_dir(tmp_path / str(k)))[:-1])
 
 
+def test_the_support_of_a_reppo_run_cannot_change(tmp_path):
+    run(tmp_path, *TINY_LEARNED, "--total-timesteps", 32, script="reppo")
+    checkpoint = run_dir(tmp_path) / "checkpoint.pt"
+    output = run(tmp_path, "--checkpoint", checkpoint, "--v-max", 400, expect=2, script="reppo")
+    assert "--v-max: expected 200.0, as in --checkpoint" in output and "got 400.0" in output
+
+
 def test_reppo_warns_once_of_a_support_that_is_too_small(tmp_path):
     output = run(tmp_path, *TINY_LEARNED, "--total-timesteps", 128, "--reward-scale", 1000, script="reppo")
     assert output.count("targets are outside --v-min -50.0 .. --v-max 200.0") == 1

@@ -15,6 +15,7 @@ from envs import Ant, Anymal, Cartpole, Cheetah, Hopper, Humanoid
 from envs.articulation import PRISMATIC, REVOLUTE, Z_UP
 from envs.floating_base import FloatingBase
 from envs.simulator import Simulator
+from envs.substeps import Substeps
 
 TASKS = {
     "hopper": Hopper,
@@ -435,6 +436,33 @@ def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits
     grad, simulator = rollout(2)
     assert len(simulator.kept) == min(9, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
     assert torch.equal(grad, expected)
+
+
+def test_without_gradients_nothing_is_kept():
+    env = make("hopper", num_envs=2)
+    env.reset()
+    with torch.no_grad():
+        for _ in range(3):
+            env.step(torch.zeros(2, 3, requires_grad=True))
+    assert len(env.simulator.kept) == 1
+    env.step(torch.zeros(2, 3, requires_grad=True))
+    assert len(env.simulator.kept) == 2
+
+
+def test_an_interrupted_step_does_not_pass_for_the_one_before(monkeypatch):
+    simulator = make("hopper", num_envs=2).simulator
+    q, qd, act = (torch.full((2, 6), x, requires_grad=True) for x in (0.1, 0.2, 0.3))
+    new_q, *_ = simulator.step(q, qd, act)
+    (expected,) = torch.autograd.grad(new_q.sum(), q, retain_graph=True)
+
+    def replay_and_stop(self, graph, replay=Substeps._replay):
+        replay(self, graph)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), torch.no_grad():
+        patch.setattr(Substeps, "_replay", replay_and_stop)
+        simulator.step(q + 1.0, qd, act)  # in the buffers of the step before
+    assert torch.equal(torch.autograd.grad(new_q.sum(), q)[0], expected)
 
 
 @pytest.mark.parametrize("task", TASKS)
