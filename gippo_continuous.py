@@ -128,6 +128,7 @@ TASK_DEFAULTS = {
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 0.5, "max_oorr": 0.8, "clip_coef": 0.2},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 1e-3, "max_oorr": 0.5, "clip_coef": 0.2},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "alpha": 5e-3, "max_oorr": 0.1, "clip_coef": 0.2},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "alpha": 5e-4, "max_oorr": 0.1, "clip_coef": 0.05},
     # not in the paper
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1e-2, "max_oorr": 0.5, "clip_coef": 0.2},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1e-3, "max_oorr": 0.5, "clip_coef": 0.2},

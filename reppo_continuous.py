@@ -158,6 +158,7 @@ TASK_DEFAULTS = {
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "num_minibatches": 4, "reward_scale": 0.1},
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "num_minibatches": 8, "reward_scale": 0.1},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "num_minibatches": 8, "reward_scale": 0.02},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "num_minibatches": 4, "reward_scale": 0.1},
 }
 
 

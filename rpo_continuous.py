@@ -140,6 +140,7 @@ TASK_DEFAULTS = {
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.25, "kl_coef": 0.2},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "ent_coef": 0.5, "kl_coef": 0.5},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "ent_coef": 0.001, "kl_coef": 0.003},
     # not in the paper
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},

@@ -124,6 +124,7 @@ TASK_DEFAULTS = {
     "ant": OURS | {"total_timesteps": 5_000_000},
     "cheetah": OURS | {"total_timesteps": 5_000_000},
     "cartpole": OURS | {"total_timesteps": 500_000},
+    "hand_reorient": OURS | {"total_timesteps": 4_096_000},
 }
 
 

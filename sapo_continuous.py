@@ -104,8 +104,8 @@ class Args:
     """L, passes of the critics over the rollout"""
     num_minibatches: int = 4
     """minibatches per pass of the critics"""
-    alpha: float = 1.0
-    """temperature at the start"""
+    alpha: float | None = None
+    """temperature at the start; default: the task's"""
     autotune: bool = True
     """adapt the temperature so that the entropy stays near its target"""
     alpha_learning_rate: float = 5e-3
@@ -122,13 +122,14 @@ class Args:
 
 # the RPO paper's settings per task (table 3); budgets: it states ANYmal's, the others are estimates
 TASK_DEFAULTS = {
-    "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024},
-    "ant": {"total_timesteps": 10_000_000, "num_envs": 128},
-    "anymal": {"total_timesteps": 10_000_000, "num_envs": 128},
-    "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64},
+    "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "alpha": 1.0},
+    "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 1.0},
+    "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 1.0},
+    "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "alpha": 1.0},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "alpha": 0.005},
     # not in the paper
-    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},
-    "cartpole": {"total_timesteps": 500_000, "num_envs": 128},
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1.0},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1.0},
 }
 
 

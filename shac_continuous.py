@@ -117,6 +117,7 @@ TASK_DEFAULTS = {
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64},
     # not in the paper
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128},

@@ -25,7 +25,15 @@ import envs  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 
 # parallel environments, as in the RPO paper, which has no cheetah and no cartpole
-NUM_ENVS = {"hopper": 1024, "ant": 128, "anymal": 128, "humanoid": 64, "cheetah": 128, "cartpole": 128}
+NUM_ENVS = {
+    "hopper": 1024,
+    "ant": 128,
+    "anymal": 128,
+    "humanoid": 64,
+    "cheetah": 128,
+    "cartpole": 128,
+    "hand_reorient": 64,
+}
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 The environments follow gymnasium's VectorEnv with automatic reset in the same step, with torch tensors in place of
 numpy arrays: see vector_env.py.  The physics: articulation.py (robots as data), kinematics.py, forces.py,
-mass_matrix.py, integrate.py, reference_point.py, and simulator.py and substeps.py (one step, forward and backward).
-floating_base.py is what ant, anymal and humanoid share; shapes.py and render.py make the pictures.
+body_contact.py, mass_matrix.py, integrate.py, reference_point.py, and simulator.py and substeps.py (one step, forward
+and backward).  floating_base.py is what ant, anymal and humanoid share; shapes.py and render.py make the pictures.
 """
 
 import difflib
@@ -12,6 +12,7 @@ from envs.ant import Ant
 from envs.anymal import Anymal
 from envs.cartpole import Cartpole
 from envs.cheetah import Cheetah
+from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
 from envs.humanoid import Humanoid
 from envs.vector_env import VectorEnv
@@ -23,6 +24,7 @@ _TASKS = {
     "humanoid": Humanoid,
     "cheetah": Cheetah,
     "cartpole": Cartpole,
+    "hand_reorient": HandReorient,
 }
 ENV_IDS = tuple(_TASKS)
 

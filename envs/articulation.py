@@ -11,6 +11,8 @@ massless links with the mass on the last one).  Links are listed parents first. 
 
 The linear half of a free joint's twist is the velocity of the body-fixed point that passes through the world origin,
 so the velocity of the body's own origin p is v + w x p.
+
+A tree may have several roots (parent -1), such as a hand with a fixed base and the object in it.
 """
 
 from dataclasses import dataclass, field
@@ -51,7 +53,9 @@ class Link:
     limits: tuple = (-1.0e6, 1.0e6)
     limit_stiffness: float = 1.0e3
     limit_damping: float = 10.0
-    """acts always, not only at the limit (as in DFlex): the joint's damping is damping + limit_damping"""
+    limit_damping_depth: float = 0.0
+    """0: limit_damping acts always, not only at the limit (as in DFlex), and adds to damping.  Otherwise it grows in
+    proportion to how far the limit is violated, from 0 at the limit to its full value at this depth"""
 
 
 @dataclass
@@ -68,11 +72,29 @@ class ContactPoint:
 
 
 @dataclass
+class ContactPair:
+    """Two shapes fixed to links, which push each other away where they overlap: see body_contact.py.
+
+    Each is a box along the axes of its link or, with half extents 0 and a radius, a sphere; a sphere comes first.
+    """
+
+    links: tuple
+    centers: tuple
+    half_extents: tuple
+    radii: tuple
+    stiffness: float
+    damping: float
+    friction_stiffness: float
+    friction: float
+
+
+@dataclass
 class Articulation:
-    """A tree of links with its contact points; every environment holds one copy of it."""
+    """A tree of links with its contacts; every environment holds one copy of it."""
 
     links: list[Link]
     contacts: list[ContactPoint] = field(default_factory=list)
+    contact_pairs: list[ContactPair] = field(default_factory=list)
     shapes: list = field(default_factory=list)
     """what it looks like, see shapes.py; the dynamics do not read them"""
     gravity: tuple = (0.0, -9.81, 0.0)
@@ -122,11 +144,25 @@ class Model:
     limit_upper: wp.array[float]
     limit_stiffness: wp.array[float]
     limit_damping: wp.array[float]
+    limit_damping_depth: wp.array[float]
     # per contact point, sorted by link
     contact_start: wp.array[int]
     contact_point: wp.array[wp.vec3]
     contact_radius: wp.array[float]
     contact_material: wp.array[wp.vec4]  # stiffness ke, damping kd, friction stiffness kf, friction coefficient mu
+    # per contact pair: of its first and its second shape
+    pair_links: wp.array[wp.vec2i]
+    pair_centers: wp.array2d[wp.vec3]
+    pair_half_extents: wp.array2d[wp.vec3]
+    pair_radii: wp.array[wp.vec2]
+    pair_reach: wp.array[float]  # farther apart than this the centres of shapes that touch cannot be
+    pair_material: wp.array[wp.vec4]
+    link_pair_start: wp.array[int]  # the pairs of link i are link_pair[link_pair_start[i] : link_pair_start[i + 1]]
+    link_pair: wp.array[int]
+    link_pair_sign: wp.array[float]  # 1 where the link has the first shape, -1 where it has the second
+    # the edges of the cube from -1 to 1 run from middle - direction to middle + direction
+    edge_middle: wp.array[wp.vec3]
+    edge_direction: wp.array[wp.vec3]
 
 
 def build_model(articulation: Articulation, device) -> Model:
@@ -135,13 +171,23 @@ def build_model(articulation: Articulation, device) -> Model:
     model = Model()
     model.num_links = len(articulation.links)
     model.num_dofs = articulation.num_dofs
-    model.num_positions = 3 if articulation.links[0].joint == FREE else int(articulation.translates_along_x)
+    model.num_positions = _num_positions(articulation)
     model.gravity = wp.vec3(*articulation.gravity)
     columns = _link_columns(articulation.links) | _dof_columns(articulation.links) | _contact_columns(articulation)
-    for name, (values, dtype) in columns.items():
-        values = np.array(values, dtype=np.int32 if dtype is int else np.float32)
+    for name, (values, dtype) in (columns | _pair_columns(articulation) | _edge_columns()).items():
+        values = np.array(values, dtype=np.int32 if dtype in (int, wp.vec2i) else np.float32)
         setattr(model, name, wp.array(values, dtype=dtype, device=device))
     return model
+
+
+def _num_positions(articulation):
+    """A single floating root may be anywhere; beside a second root its place matters."""
+    floats = articulation.links[0].joint == FREE and len(_roots(articulation)) == 1
+    return 3 if floats else int(articulation.translates_along_x)
+
+
+def _roots(articulation):
+    return [link for link in articulation.links if link.parent < 0]
 
 
 def _link_columns(links):
@@ -177,6 +223,7 @@ def _dof_columns(links):
         "limit_upper": [links[i].limits[1] for i in owners],
         "limit_stiffness": [links[i].limit_stiffness for i in owners],
         "limit_damping": [links[i].limit_damping for i in owners],
+        "limit_damping_depth": [links[i].limit_damping_depth for i in owners],
     }
     return {
         "dof_link": (owners, int),
@@ -196,6 +243,35 @@ def _contact_columns(articulation):
         "contact_radius": ([c.radius for c in points], float),
         "contact_material": (np.reshape(materials, (-1, 4)), wp.vec4),
     }
+
+
+def _pair_columns(articulation):
+    pairs = articulation.contact_pairs
+    extents = np.reshape([pair.half_extents for pair in pairs], (-1, 2, 3))
+    radii = np.reshape([pair.radii for pair in pairs], (-1, 2))
+    materials = [(pair.stiffness, pair.damping, pair.friction_stiffness, pair.friction) for pair in pairs]
+    per_link = [
+        [(k, sign) for k, pair in enumerate(pairs) for link, sign in zip(pair.links, (1.0, -1.0)) if link == i]
+        for i in range(len(articulation.links))
+    ]
+    return {
+        "pair_links": (np.reshape([pair.links for pair in pairs], (-1, 2)), wp.vec2i),
+        "pair_centers": (np.reshape([pair.centers for pair in pairs], (-1, 2, 3)), wp.vec3),
+        "pair_half_extents": (extents, wp.vec3),
+        "pair_radii": (radii, wp.vec2),
+        "pair_reach": ((np.linalg.norm(extents, axis=2) + radii).sum(axis=1), float),
+        "pair_material": (np.reshape(materials, (-1, 4)), wp.vec4),
+        "link_pair_start": (_offsets([len(entries) for entries in per_link]), int),
+        "link_pair": ([k for entries in per_link for k, _ in entries], int),
+        "link_pair_sign": ([sign for entries in per_link for _, sign in entries], float),
+    }
+
+
+def _edge_columns():
+    edges = [
+        (np.roll((0, y, z), axis), np.roll((1, 0, 0), axis)) for axis in range(3) for y in (-1, 1) for z in (-1, 1)
+    ]
+    return {name: ([edge[k] for edge in edges], wp.vec3) for k, name in enumerate(("edge_middle", "edge_direction"))}
 
 
 def _ancestors(links, owners, dof):
@@ -231,8 +307,8 @@ def _check(articulation):
             raise ValueError(f"link {i} ({link.name}): parent must be -1 or an earlier link, got {link.parent}")
         if link.joint not in NUM_DOFS:
             raise ValueError(f"link {i} ({link.name}): joint must be one of {sorted(NUM_DOFS)}, got {link.joint}")
-        if link.joint == FREE and i != 0:
-            raise ValueError(f"link {i} ({link.name}): only link 0 may have a free joint")
+        if link.joint == FREE and link.parent != -1:
+            raise ValueError(f"link {i} ({link.name}): a free joint needs parent -1, got {link.parent}")
         if link.joint in (PRISMATIC, REVOLUTE) and abs(np.linalg.norm(link.axis) - 1.0) > 1e-6:
             raise ValueError(f"link {i} ({link.name}): axis must have unit length, got {link.axis}")
         if abs(np.linalg.norm(link.rotation) - 1.0) > 1e-6:
@@ -244,6 +320,11 @@ def _check(articulation):
         axis = wp.quat_rotate(wp.quat(*root.rotation), wp.vec3(*root.axis))
         if root.joint != PRISMATIC or not np.allclose(axis, (1.0, 0.0, 0.0), atol=1e-6):
             raise ValueError(f"link 0 ({root.name}): translates_along_x needs a prismatic joint along world x")
+        if len(_roots(articulation)) > 1:
+            raise ValueError(f"link 0 ({root.name}): translates_along_x needs a single root")
+    for i, pair in enumerate(articulation.contact_pairs):
+        if pair.links[0] == pair.links[1] or not all(0 <= link < len(articulation.links) for link in pair.links):
+            raise ValueError(f"contact pair {i}: expected two different links, got {pair.links}")
     for kind, parts in (("contact", articulation.contacts), ("shape", articulation.shapes)):
         for i, part in enumerate(parts):
             if not 0 <= part.link < len(articulation.links):

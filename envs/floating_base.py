@@ -28,6 +28,7 @@ import torch
 from torch.nn.functional import normalize, pad
 
 from envs.articulation import Z_UP
+from envs.quaternion import product
 from envs.vector_env import VectorEnv
 
 
@@ -72,7 +73,7 @@ class FloatingBase(VectorEnv):
         position, quaternion, angles = self.start.split([3, 4, n], dim=1)
         shift, turn, axis, joints, joint_qd = noise.split([3, 1, 3, n, 6 + n], dim=1)
         half_angle, axis = math.pi / 48.0 * turn, normalize(axis, dim=1)
-        quaternion = _quaternion_product(quaternion, torch.cat([axis * half_angle.sin(), half_angle.cos()], dim=1))
+        quaternion = product(quaternion, torch.cat([axis * half_angle.sin(), half_angle.cos()], dim=1))
         return torch.cat([position + 0.1 * shift, quaternion, angles + 0.2 * joints], dim=1), 0.25 * joint_qd
 
     def rest_state(self):
@@ -84,10 +85,3 @@ def _axes_of_root(quaternion):
     x, y, z, w = quaternion.unbind(1)
     # elements of the rotation matrix of a unit quaternion
     return 2.0 * (y * z - w * x), 1.0 - 2.0 * (y * y + z * z), 2.0 * (x * z - w * y)
-
-
-def _quaternion_product(a, b):
-    """a * b, (N, 4) each, xyzw: first turn by b, then by a."""
-    av, aw, bv, bw = a[:, :3], a[:, 3:], b[:, :3], b[:, 3:]
-    vector = aw * bv + bw * av + torch.linalg.cross(av, bv)
-    return torch.cat([vector, aw * bw - (av * bv).sum(1, keepdim=True)], dim=1)

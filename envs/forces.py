@@ -8,7 +8,8 @@ Ground contact is a penalty force on points sunk d > 0 below the plane y = 0, mo
     normal      f_n = ke d + kd d max(-u_y, 0)            damping grows with depth and never pulls
     friction    f_t = -u_t / |u_t| min(kf |u_t|, mu ke d)   viscous up to a Coulomb cone of the elastic part
 
-What is smoothed: the force is continuous at touch-down (both terms vanish with d) and at |u_t| = 0 (viscous branch).
+What is smoothed: the force is continuous at touch-down (both terms vanish with d), at |u_t| = 0 (viscous branch) and at
+a joint limit.
 What is not differentiated: the choice of a branch (touching or not, sticking or sliding, inside or outside a limit);
 the force has a kink there and the gradient is the one of the branch taken.
 """
@@ -108,7 +109,12 @@ def sum_of_children(model: Model, tree_wrench: wp.array2d[wp.spatial_vector], en
 def spring_damper_limit(model: Model, dof: int, q: float, qd: float):
     """Passive torque of a joint with one degree of freedom."""
     spring = -model.stiffness[dof] * (q - model.target[dof])
-    damper = -(model.damping[dof] + model.limit_damping[dof]) * qd
+    limit_damping = model.limit_damping[dof]
+    depth = model.limit_damping_depth[dof]
+    if depth > 0.0:
+        violation = wp.max(model.limit_lower[dof] - q, q - model.limit_upper[dof])
+        limit_damping = model.limit_damping[dof] * wp.clamp(violation / depth, 0.0, 1.0)
+    damper = -(model.damping[dof] + limit_damping) * qd
     lower = model.limit_stiffness[dof] * wp.max(model.limit_lower[dof] - q, 0.0)
     upper = model.limit_stiffness[dof] * wp.min(model.limit_upper[dof] - q, 0.0)
     return spring + damper + lower + upper

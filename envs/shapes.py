@@ -1,8 +1,8 @@
-"""Shapes of a robot: where it touches the ground, and what it looks like."""
+"""Shapes of a robot: where it touches the ground or itself, and what it looks like."""
 
 from dataclasses import dataclass
 
-from envs.articulation import ContactPoint
+from envs.articulation import ContactPair, ContactPoint
 
 
 @dataclass
@@ -32,3 +32,18 @@ def end_contacts(shapes, **material):
             ends = (shape.start,) if shape.start == shape.end else (shape.start, shape.end)
             points += [ContactPoint(shape.link, end, shape.radius, **material) for end in ends]
     return points
+
+
+def contact_pair(first, second, **material):
+    """Two boxes or spheres that push each other away; material: see ContactPair."""
+    # a sphere is a point with a radius, and comes first
+    shapes = sorted((first, second), key=lambda shape: isinstance(shape, Box))
+    if any(not isinstance(shape, Box) and shape.start != shape.end for shape in shapes):
+        raise ValueError(f"contact_pair: expected boxes and spheres, got {first} and {second}")
+    parts = [
+        (shape.link, shape.center, shape.half_extents, 0.0)
+        if isinstance(shape, Box)
+        else (shape.link, shape.start, (0, 0, 0), shape.radius)
+        for shape in shapes
+    ]
+    return ContactPair(*zip(*parts), **material)

@@ -16,6 +16,7 @@ import torch
 import warp as wp
 
 from envs.articulation import Articulation, Model
+from envs.body_contact import find_touching, pair_wrenches, subtract_pair_wrenches
 from envs.forces import joint_forces, link_wrenches
 from envs.integrate import find_diverged, integrate_position, integrate_velocity
 from envs.kinematics import forward_kinematics
@@ -35,13 +36,17 @@ class State:
 class Intermediates:
     """What one substep computes on its way: each value is written once."""
 
-    def __init__(self, allocate, num_dofs, num_links, rebuilds_mass_matrix):
+    def __init__(self, allocate, num_dofs, num_links, num_pairs, rebuilds_mass_matrix):
         self.link_pose = allocate("link_pose", wp.transform, num_links)
         self.motion_subspace = allocate("motion_subspace", wp.spatial_vector, num_dofs)
         self.link_twist = allocate("link_twist", wp.spatial_vector, num_links)
         self.link_bias = allocate("link_bias", wp.spatial_vector, num_links)
         self.link_wrench = allocate("link_wrench", wp.spatial_vector, num_links)
         self.tree_wrench = allocate("tree_wrench", wp.spatial_vector, num_links)
+        if num_pairs > 0:
+            self.touching = allocate(None, int, num_pairs)  # without a gradient, see body_contact.py
+            self.pair_wrench = allocate("pair_wrench", wp.spatial_vector, num_pairs)
+            self.net_wrench = allocate("net_wrench", wp.spatial_vector, num_links)
         self.joint_tau = allocate("joint_tau", float, num_dofs)
         self.joint_qdd = allocate("joint_qdd", float, num_dofs)
         if rebuilds_mass_matrix:
@@ -57,7 +62,7 @@ class Substeps:
     def __init__(self, model: Model, articulation: Articulation, num_envs, dt, substeps, mass_matrix_interval):
         self.model, self.num_envs = model, num_envs
         self.num_coords, self.num_dofs = articulation.num_coords, articulation.num_dofs
-        self.num_links = len(articulation.links)
+        self.num_links, self.num_pairs = len(articulation.links), len(articulation.contact_pairs)
         self.h, self.interval = dt / substeps, mass_matrix_interval
         self.warp_device = model.link_mass.device
         self.grads, self.num_bytes, self.step_held = {}, 0, None
@@ -68,7 +73,7 @@ class Substeps:
         self.diverged = self._allocate(None, wp.bool)
         self.diverged_rows = wp.to_torch(self.diverged)
         self.steps = [
-            Intermediates(self._allocate, self.num_dofs, self.num_links, s % self.interval == 0)
+            Intermediates(self._allocate, self.num_dofs, self.num_links, self.num_pairs, s % self.interval == 0)
             for s in range(substeps)
         ]
         self.forward_graph = self._capture(self._forward_step)
@@ -143,17 +148,30 @@ class Substeps:
     def _leave(self):
         return self._move_origin(-1.0, (self.q[-1], self.qd[-1]), (self.new_q, self.new_qd))
 
-    def _kinematics_and_forces(self, s):
-        """The stages from the state to tau: (kernel, launch dimensions beside the environments, inputs, outputs)."""
-        x, q, qd, model = self.steps[s], self.q[s].array, self.qd[s].array, self.model
+    def _kinematics(self, s):
+        """Stages are (kernel, launch dimensions beside the environments, inputs, outputs)."""
+        x, q, qd = self.steps[s], self.q[s].array, self.qd[s].array
         motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
+        return [(forward_kinematics, (), [self.model, q, qd], motion)]
+
+    def _search_contacts(self, s):
+        """Comparisons only, without a derivative."""
+        x, pairs = self.steps[s], (self.num_pairs,)
+        return [(find_touching, pairs, [self.model, x.link_pose], [x.touching])] if self.num_pairs > 0 else []
+
+    def _forces(self, s):
+        x, q, qd, model = self.steps[s], self.q[s].array, self.qd[s].array, self.model
         wrench_inputs = [model, x.link_pose, x.link_twist, x.link_bias]
-        force_inputs = [model, q, qd, self.act.array, x.motion_subspace, x.link_wrench]
-        return [
-            (forward_kinematics, (), [model, q, qd], motion),
-            (link_wrenches, (self.num_links,), wrench_inputs, [x.link_wrench]),
-            (joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau]),
-        ]
+        stages = [(link_wrenches, (self.num_links,), wrench_inputs, [x.link_wrench])]
+        net_wrench = x.link_wrench
+        if self.num_pairs > 0:
+            net_wrench = x.net_wrench
+            pair_inputs = [model, x.link_pose, x.link_twist, x.touching]
+            net_inputs = [model, x.link_wrench, x.pair_wrench]
+            stages.append((pair_wrenches, (self.num_pairs,), pair_inputs, [x.pair_wrench]))
+            stages.append((subtract_pair_wrenches, (self.num_links,), net_inputs, [net_wrench]))
+        force_inputs = [model, q, qd, self.act.array, x.motion_subspace, net_wrench]
+        return stages + [(joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau])]
 
     def _mass_matrix(self, s):
         x, model = self.steps[s], self.model
@@ -185,7 +203,9 @@ class Substeps:
 
     def _forward_substep(self, s):
         x, factor = self.steps[s], self.steps[s - s % self.interval].factor
-        self._forward(self._kinematics_and_forces(s))
+        self._forward(self._kinematics(s))
+        self._forward(self._search_contacts(s))
+        self._forward(self._forces(s))
         if s % self.interval == 0:
             self._forward(self._mass_matrix(s))
             self._forward([(factorise, (), [self.model, x.H], [factor])])
@@ -202,7 +222,8 @@ class Substeps:
         self._forward([(solve_adjoint, (self.num_dofs,), [model, x.joint_qdd, grad_tau], outputs)])
         if s % self.interval == 0:
             self._adjoint(self._mass_matrix(s))
-        self._adjoint(self._kinematics_and_forces(s))
+        self._adjoint(self._forces(s))
+        self._adjoint(self._kinematics(s))
 
     def _forward(self, stages):
         for kernel, dim, inputs, outputs in stages:

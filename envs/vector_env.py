@@ -19,20 +19,24 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     device: "cpu", "cuda" or "cuda:1".
     seed: of the environment's own generator; the global ones of torch, numpy and random are not touched.
     max_episode_steps: time limit of an episode in steps (default: the task's).
-    stochastic_reset: False starts every episode in the task's rest state.
+    stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
     num_threads: of the simulator on the CPU, at most one per 16 environments (default: torch's number of threads).
 
     joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of articulation.py.
     Wrong arguments raise ValueError or TypeError with the name of the argument, what was expected and what came.
 
-    A task is a subclass with the class attributes below and the six methods that follow __init__.
+    A task is a subclass with the class attributes below and the six methods that follow __init__.  One with a goal that
+    changes during an episode sets num_goal and defines two more, is_goal_reached and sample_goal.  Its observe finds
+    the current goal in self.goal (N, num_goal); for gradients that is a constant.
     """
 
     articulation = None
+    drawn_articulation = None  # what pictures show instead
     num_obs = num_actions = None
     dt = substeps = mass_matrix_interval = None  # s; substeps per step; substeps between rebuilds of the mass matrix
     max_episode_steps = None
-    reset_noise_size = None  # random numbers that make one initial state
+    reset_noise_size = None  # random numbers that make one initial state, and one goal
+    num_goal = 0  # numbers that describe a goal; 0 for a task without one
     camera_distance, camera_height = 3.5, 0.6  # m; the height is that of the point in the middle of the picture
 
     _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
@@ -55,6 +59,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
         self.joint_q = self.joint_qd = self.renderer = None
+        self.state_names = self._STATE + (("goal", "successes") if self.num_goal > 0 else ())
 
     def actuate(self, action):
         """Joint forces and torques (N, nv) of an action (N, num_actions) in [-1, 1]."""
@@ -80,6 +85,18 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """The initial state without noise, (N, nq) and (N, nv)."""
         raise NotImplementedError
 
+    def is_goal_reached(self, obs):
+        """Whether the observation after a step shows success (N,) bool."""
+        raise NotImplementedError
+
+    def sample_goal(self, noise):
+        """A random goal (N, num_goal), from the noise of sample_state."""
+        raise NotImplementedError
+
+    def drawn_joint_q(self, index):
+        """Coordinates (nq,) of what a picture of environment `index` shows: drawn_articulation, if there is one."""
+        return self.joint_q[index]
+
     def reset(self, *, seed=None, options=None):
         """Start a new episode everywhere. Returns obs (N, num_obs), without a gradient, and an empty dict.
 
@@ -87,7 +104,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         if seed is not None:
             self.generator.manual_seed(_whole_number("seed", seed, at_least=0))
-        self.joint_q, self.joint_qd = self._new_state(self._reset_noise())
+        noise = self._reset_noise()
+        self.joint_q, self.joint_qd = self._new_state(noise)
+        if self.num_goal > 0:
+            self.goal = self.sample_goal(noise)
+            self.successes = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self.last_action = torch.zeros(self.num_envs, self.num_actions, device=self.device)
         self.episode_return = torch.zeros(self.num_envs, device=self.device)
         self.episode_length = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
@@ -102,6 +123,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
             episode {"r", "l"}       undiscounted return and length so far, of a whole episode where _episode is True
             _episode, _final_obs     (N,) where an episode ended
+            successes                (N,) goals reached in the episode so far, for a task with goals.  final_obs shows
+                                     the goal of this step, obs the one after it
             diverged                 how many environments have blown up since reset(): not finite or beyond 1e6.  Such
                                      an environment is terminated with reward 0 and without a gradient; its final_obs
                                      is that of its new episode.
@@ -116,6 +139,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
+        infos |= self._renew_goals(final_obs, diverged, noise)
         obs = self._begin_episodes(terminated | truncated, final_obs, noise)
         return obs, reward, terminated, truncated, infos | {"final_obs": final_obs}
 
@@ -139,8 +163,17 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         infos = {"episode": episode, "_episode": done, "_final_obs": done, "diverged": self.diverged}
         return terminated, truncated, infos
 
+    @torch.no_grad()
+    def _renew_goals(self, final_obs, diverged, noise):
+        if self.num_goal == 0:
+            return {}
+        reached = self.is_goal_reached(final_obs) & ~diverged
+        self.successes = self.successes + reached
+        self.goal = torch.where(reached[:, None], self.sample_goal(noise), self.goal)
+        return {"successes": self.successes}
+
     def _begin_episodes(self, done, final_obs, noise):
-        if not self._may_hold(done):
+        if self.num_goal == 0 and not self._may_hold(done):
             return final_obs
         self._restart(done, noise)
         self.episode_return = self.episode_return.masked_fill(done, 0.0)
@@ -153,6 +186,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.joint_q = torch.where(rows[:, None], joint_q, self.joint_q)
         self.joint_qd = torch.where(rows[:, None], joint_qd, self.joint_qd)
         self.last_action = torch.where(rows[:, None], 0.0, self.last_action)
+        if self.num_goal > 0:
+            self.goal = torch.where(rows[:, None], self.sample_goal(noise), self.goal)
+            self.successes = self.successes.masked_fill(rows, 0)
 
     def _may_hold(self, rows):
         """Whether some row is True. On CUDA the answer is always yes: asking would make the host wait for the GPU."""
@@ -179,16 +215,16 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def state_dict(self):
         """Everything that a bit-exact continuation needs, as tensors without gradients."""
         self._check_usable()
-        state = {name: getattr(self, name).detach().clone() for name in self._STATE}
+        state = {name: getattr(self, name).detach().clone() for name in self.state_names}
         return state | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         """Continue from a state_dict() of the same task, number of environments and kind of device."""
         if self.joint_q is None:
             self.reset()
-        if set(state) != {*self._STATE, "generator"}:
-            raise ValueError(f"state: expected the keys {[*self._STATE, 'generator']}, got {sorted(state)}")
-        for name in self._STATE:
+        if set(state) != {*self.state_names, "generator"}:
+            raise ValueError(f"state: expected the keys {[*self.state_names, 'generator']}, got {sorted(state)}")
+        for name in self.state_names:
             ours, theirs = getattr(self, name), state[name]
             if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
                 expected, got = (f"{tuple(x.shape)} {x.dtype}" for x in (ours, theirs))
@@ -196,7 +232,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if state["generator"].shape != self.generator.get_state().shape:
             raise ValueError(f"state: expected a generator on {self.device.type}, got that of another kind of device")
         self.generator.set_state(state["generator"].cpu())
-        for name in self._STATE:
+        for name in self.state_names:
             setattr(self, name, state[name].to(self.device, copy=True))
 
     def render(self, index=0):
@@ -205,8 +241,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if _whole_number("index", index, at_least=0) >= self.num_envs:
             raise ValueError(f"index: expected a whole number below {self.num_envs}, got {index}")
         if self.renderer is None:
-            self.renderer = Renderer(self.articulation, self.device, self.camera_height, self.camera_distance)
-        return self.renderer.draw(self.joint_q[index])
+            drawn = self.drawn_articulation or self.articulation
+            self.renderer = Renderer(drawn, self.device, self.camera_height, self.camera_distance)
+        return self.renderer.draw(self.drawn_joint_q(index))
 
     def close_extras(self, **kwargs):
         self.simulator.close()

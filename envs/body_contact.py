@@ -1,0 +1,275 @@
+"""Contact between two bodies: boxes against boxes, spheres against boxes and spheres.
+
+Two boxes overlap only where an edge of one runs through the other.  Each such edge is one contact, at the middle of
+the part of it that is inside, so a box cannot sink onto an edge, a corner or a face without being met.  A sphere is
+one contact, where it is deepest.  With depth d, normal n out of the box, and relative velocity u at that point:
+
+    normal      f_n = ke d + kd min(d / 1 mm, 1) max(-u_n, 0)         never pulls
+    friction    f_t = -u_t / |u_t| min(kf |u_t|, mu f_n)              viscous up to a Coulomb cone
+
+What is smoothed: damping grows over the first millimetre, so the force is continuous at touch-down.  The depth d inside
+a box is not the distance to the nearest face but, with the distances s to all six, (sum of s^-2)^(-1/2): equal to it
+near a face, smaller by 1/sqrt(2) and 1/sqrt(3) where two and three faces are equally near.  The normal is the direction
+in which d falls, which turns smoothly from face to face; in the middle of the box, where it has none, the force fades.
+What is not differentiated: which edges touch (their number sets the stiffness: a cube that lies on a face has eight,
+four of them whole and four upright ones as deep by half), and the branches of friction and damping.
+"""
+
+import warp as wp
+
+from envs.articulation import Model
+
+DAMPING_DEPTH = wp.constant(1.0e-3)  # m, where damping has its full strength
+SMALL = wp.constant(1.0e-7)  # m, below every length that means anything
+
+
+@wp.func
+def shape_frame(model: Model, k: int, side: int, link_pose: wp.array2d[wp.transform], env: int):
+    """Pose of the first (side 0) or second (1) shape of pair k."""
+    pose = link_pose[env, model.pair_links[k][side]]
+    center = wp.transform_point(pose, model.pair_centers[k, side])
+    return wp.transform(center, wp.transform_get_rotation(pose))
+
+
+@wp.func
+def part_inside(o: wp.vec3, d: wp.vec3, half: wp.vec3):
+    """The line o + t d, -1 <= t <= 1, is inside a box between these two t; the first is larger if it never is."""
+    enter = wp.float32(-1.0)
+    leave = wp.float32(1.0)
+    for k in range(wp.static(3)):
+        # a line along a face never crosses it, and nothing is divided by zero
+        slope = wp.where(wp.abs(d[k]) < SMALL, SMALL, d[k])
+        t1 = (-half[k] - o[k]) / slope
+        t2 = (half[k] - o[k]) / slope
+        enter = wp.max(enter, wp.min(t1, t2))
+        leave = wp.min(leave, wp.max(t1, t2))
+    return enter, leave
+
+
+@wp.func
+def edges_inside(model: Model, X: wp.transform, half: wp.vec3, other: wp.vec3):
+    """Bit e is set where edge e of a box, seen at pose X from another one, runs through that one."""
+    edges = wp.int32(0)
+    for e in range(model.edge_middle.shape[0]):
+        o = wp.transform_point(X, wp.cw_mul(model.edge_middle[e], half))
+        d = wp.transform_vector(X, wp.cw_mul(model.edge_direction[e], half))
+        enter, leave = part_inside(o, d, other)
+        if enter < leave:
+            edges = edges | (1 << e)
+    return edges
+
+
+@wp.func
+def is_beside(X: wp.transform, half: wp.vec3, other: wp.vec3):
+    """Whether a box at pose X is wholly beyond one of the faces of another box."""
+    R = wp.quat_to_matrix(wp.transform_get_rotation(X))
+    c = wp.transform_get_translation(X)
+    beside = wp.bool(False)
+    for k in range(3):
+        size = wp.abs(R[k, 0]) * half[0] + wp.abs(R[k, 1]) * half[1] + wp.abs(R[k, 2]) * half[2]
+        if wp.abs(c[k]) > other[k] + size:
+            beside = True
+    return beside
+
+
+@wp.kernel(enable_backward=False)
+def find_touching(
+    # Model:
+    model: Model,
+    # State in:
+    link_pose: wp.array2d[wp.transform],
+    # State out:
+    touching: wp.array2d[int],
+):
+    """0 for a pair that is apart. Boxes: bits 0 to 11 for the edges of the first, 12 to 23 for those of the second."""
+    env, k = wp.tid()
+    first = shape_frame(model, k, 0, link_pose, env)
+    second = shape_frame(model, k, 1, link_pose, env)
+    edges = wp.int32(0)
+    reach = model.pair_reach[k]
+    if wp.length_sq(wp.transform_get_translation(first) - wp.transform_get_translation(second)) < reach * reach:
+        half_1 = model.pair_half_extents[k, 0]
+        half_2 = model.pair_half_extents[k, 1]
+        X = wp.transform_multiply(wp.transform_inverse(second), first)
+        if model.pair_radii[k][0] > 0.0:
+            c = wp.transform_get_translation(X)
+            outside = c - wp.min(wp.max(c, -half_2), half_2)
+            radius = model.pair_radii[k][0] + model.pair_radii[k][1]
+            if wp.length_sq(outside) < radius * radius:
+                edges = 1
+        else:
+            X_inverse = wp.transform_inverse(X)
+            if not (is_beside(X, half_1, half_2) or is_beside(X_inverse, half_2, half_1)):
+                edges = edges_inside(model, X, half_1, half_2)
+                edges = edges | (edges_inside(model, X_inverse, half_2, half_1) << 12)
+    touching[env, k] = edges
+
+
+@wp.func
+def depth_inside(p: wp.vec3, half: wp.vec3):
+    """Smoothed distance of a point in a box from its surface, and the normal out of it."""
+    # distances to the faces; by rounding the point may be a little outside
+    s = wp.max(half - p, wp.vec3(SMALL, SMALL, SMALL))
+    t = wp.max(half + p, wp.vec3(SMALL, SMALL, SMALL))
+    depth = 1.0 / wp.sqrt(
+        1.0 / (s[0] * s[0])
+        + 1.0 / (s[1] * s[1])
+        + 1.0 / (s[2] * s[2])
+        + 1.0 / (t[0] * t[0])
+        + 1.0 / (t[1] * t[1])
+        + 1.0 / (t[2] * t[2])
+    )
+    # minus the gradient of the depth, (depth / s)^3 - (depth / t)^3 along each axis
+    a = depth * wp.cw_div(wp.vec3(1.0, 1.0, 1.0), s)
+    b = depth * wp.cw_div(wp.vec3(1.0, 1.0, 1.0), t)
+    n = wp.cw_mul(wp.cw_mul(a, a), a) - wp.cw_mul(wp.cw_mul(b, b), b)
+    # its length is 1 at a face, 1/2 at an edge, 1/3 at a corner and 0 in the middle
+    return depth, n / wp.max(wp.length(n), 1.0 / 3.0)
+
+
+@wp.func
+def contact_wrench(
+    depth: float, normal: wp.vec3, p: wp.vec3, box: wp.transform, velocity: wp.spatial_vector, material: wp.vec4
+):
+    """Wrench on what is in the box, from normal and point p in the box's frame and the relative twist."""
+    n = wp.transform_vector(box, normal)
+    point = wp.transform_point(box, p)
+    u = wp.spatial_bottom(velocity) + wp.cross(wp.spatial_top(velocity), point)
+    u_n = wp.dot(u, n)
+    f_n = material[0] * depth + material[1] * wp.min(depth / DAMPING_DEPTH, 1.0) * wp.max(-u_n, 0.0)
+    u_t = u - u_n * n
+    slip = wp.length(u_t)
+    cone = material[3] * f_n
+    f_t = -material[2] * u_t
+    if material[2] * slip > cone:
+        f_t = -(cone / slip) * u_t
+    f = f_n * n + f_t
+    return wp.spatial_vector(wp.cross(point, f), f)
+
+
+@wp.func
+def edge_wrench(
+    model: Model,
+    e: int,
+    X: wp.transform,
+    half: wp.vec3,
+    other: wp.vec3,
+    box: wp.transform,
+    velocity: wp.spatial_vector,
+    material: wp.vec4,
+):
+    """Wrench on edge e of a box that is seen at pose X from the other box, which is at pose `box` in the world."""
+    o = wp.transform_point(X, wp.cw_mul(model.edge_middle[e], half))
+    d = wp.transform_vector(X, wp.cw_mul(model.edge_direction[e], half))
+    enter, leave = part_inside(o, d, other)
+    p = o + 0.5 * (enter + leave) * d
+    depth, normal = depth_inside(p, other)
+    return contact_wrench(depth, normal, p, box, velocity, material)
+
+
+@wp.func
+def edges_wrench(
+    model: Model,
+    edges: int,
+    X: wp.transform,
+    half: wp.vec3,
+    other: wp.vec3,
+    box: wp.transform,
+    velocity: wp.spatial_vector,
+    material: wp.vec4,
+):
+    total = wp.spatial_vector()
+    for e in range(model.edge_middle.shape[0]):
+        if (edges >> e) & 1 == 1:
+            total += edge_wrench(model, e, X, half, other, box, velocity, material)
+    return total
+
+
+@wp.func
+def sphere_wrench(
+    X: wp.transform,
+    radii: wp.vec2,
+    half: wp.vec3,
+    box: wp.transform,
+    velocity: wp.spatial_vector,
+    material: wp.vec4,
+):
+    """Wrench on a sphere that is seen at pose X from a box, or from a sphere, which is a box without extents."""
+    c = wp.transform_get_translation(X)
+    outside = c - wp.min(wp.max(c, -half), half)
+    distance = wp.length(outside)
+    depth = radii[0] + radii[1] - distance
+    normal = wp.normalize(outside)
+    if distance < SMALL:  # the centre is inside
+        inner, n = depth_inside(c, half)
+        depth = radii[0] + inner
+        normal = n
+    return contact_wrench(depth, normal, c - radii[0] * normal, box, velocity, material)
+
+
+@wp.func
+def pair_wrench(
+    model: Model,
+    k: int,
+    edges: int,
+    link_pose: wp.array2d[wp.transform],
+    link_twist: wp.array2d[wp.spatial_vector],
+    env: int,
+):
+    first = shape_frame(model, k, 0, link_pose, env)
+    second = shape_frame(model, k, 1, link_pose, env)
+    velocity = link_twist[env, model.pair_links[k][0]] - link_twist[env, model.pair_links[k][1]]
+    half_1 = model.pair_half_extents[k, 0]
+    half_2 = model.pair_half_extents[k, 1]
+    material = model.pair_material[k]
+    X = wp.transform_multiply(wp.transform_inverse(second), first)
+    X_inverse = wp.transform_multiply(wp.transform_inverse(first), second)
+    wrench = wp.spatial_vector()
+    if model.pair_radii[k][0] > 0.0:
+        wrench = sphere_wrench(X, model.pair_radii[k], half_2, second, velocity, material)
+    else:
+        on_first = edges_wrench(model, edges & 4095, X, half_1, half_2, second, velocity, material)
+        on_second = edges_wrench(model, edges >> 12, X_inverse, half_2, half_1, first, -velocity, material)
+        wrench = on_first - on_second
+    return wrench
+
+
+@wp.kernel
+def pair_wrenches(
+    # Model:
+    model: Model,
+    # State in:
+    link_pose: wp.array2d[wp.transform],
+    link_twist: wp.array2d[wp.spatial_vector],
+    touching: wp.array2d[int],
+    # State out:
+    wrench_out: wp.array2d[wp.spatial_vector],
+):
+    """Wrench of the second shape on the first of every pair; the opposite acts on the second."""
+    env, k = wp.tid()
+    wrench = wp.spatial_vector()
+    if touching[env, k] != 0:
+        wrench = pair_wrench(model, k, touching[env, k], link_pose, link_twist, env)
+    wrench_out[env, k] = wrench
+
+
+@wp.func
+def sum_of_pairs(model: Model, wrench: wp.array2d[wp.spatial_vector], env: int, link: int):
+    total = wp.spatial_vector()
+    for k in range(model.link_pair_start[link], model.link_pair_start[link + 1]):
+        total += model.link_pair_sign[k] * wrench[env, model.link_pair[k]]
+    return total
+
+
+@wp.kernel
+def subtract_pair_wrenches(
+    # Model:
+    model: Model,
+    # State in:
+    link_wrench: wp.array2d[wp.spatial_vector],
+    wrench: wp.array2d[wp.spatial_vector],
+    # State out:
+    net_wrench: wp.array2d[wp.spatial_vector],
+):
+    env, i = wp.tid()
+    net_wrench[env, i] = link_wrench[env, i] - sum_of_pairs(model, wrench, env, i)
