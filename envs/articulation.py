@@ -150,16 +150,22 @@ class Model:
     contact_point: wp.array[wp.vec3]
     contact_radius: wp.array[float]
     contact_material: wp.array[wp.vec4]  # stiffness ke, damping kd, friction stiffness kf, friction coefficient mu
-    # per contact pair: of its first and its second shape
-    pair_links: wp.array[wp.vec2i]
-    pair_centers: wp.array2d[wp.vec3]
-    pair_half_extents: wp.array2d[wp.vec3]
-    pair_radii: wp.array[wp.vec2]
-    pair_reach: wp.array[float]  # farther apart than this the centres of shapes that touch cannot be
-    pair_material: wp.array[wp.vec4]
-    link_pair_start: wp.array[int]  # the pairs of link i are link_pair[link_pair_start[i] : link_pair_start[i + 1]]
-    link_pair: wp.array[int]
-    link_pair_sign: wp.array[float]  # 1 where the link has the first shape, -1 where it has the second
+
+
+@wp.struct
+class PairModel:
+    """The contact pairs as the kernels see them: constants, without gradients."""
+
+    # per pair: of its first and its second shape
+    links: wp.array[wp.vec2i]
+    centers: wp.array2d[wp.vec3]
+    half_extents: wp.array2d[wp.vec3]
+    radii: wp.array[wp.vec2]
+    reach: wp.array[float]  # farther apart than this the centres of shapes that touch cannot be
+    material: wp.array[wp.vec4]
+    pair_start: wp.array[int]  # the pairs of link i are pair[pair_start[i] : pair_start[i + 1]]
+    pair: wp.array[int]
+    sign: wp.array[float]  # 1 where the link has the first shape, -1 where it has the second
     # the edges of the cube from -1 to 1 run from middle - direction to middle + direction
     edge_middle: wp.array[wp.vec3]
     edge_direction: wp.array[wp.vec3]
@@ -174,7 +180,16 @@ def build_model(articulation: Articulation, device) -> Model:
     model.num_positions = _num_positions(articulation)
     model.gravity = wp.vec3(*articulation.gravity)
     columns = _link_columns(articulation.links) | _dof_columns(articulation.links) | _contact_columns(articulation)
-    for name, (values, dtype) in (columns | _pair_columns(articulation) | _edge_columns()).items():
+    return _fill(model, columns, device)
+
+
+def build_pair_model(articulation: Articulation, device) -> PairModel:
+    """The same for its contact pairs."""
+    return _fill(PairModel(), _pair_columns(articulation) | _edge_columns(), device)
+
+
+def _fill(model, columns, device):
+    for name, (values, dtype) in columns.items():
         values = np.array(values, dtype=np.int32 if dtype in (int, wp.vec2i) else np.float32)
         setattr(model, name, wp.array(values, dtype=dtype, device=device))
     return model
@@ -255,15 +270,15 @@ def _pair_columns(articulation):
         for i in range(len(articulation.links))
     ]
     return {
-        "pair_links": (np.reshape([pair.links for pair in pairs], (-1, 2)), wp.vec2i),
-        "pair_centers": (np.reshape([pair.centers for pair in pairs], (-1, 2, 3)), wp.vec3),
-        "pair_half_extents": (extents, wp.vec3),
-        "pair_radii": (radii, wp.vec2),
-        "pair_reach": ((np.linalg.norm(extents, axis=2) + radii).sum(axis=1), float),
-        "pair_material": (np.reshape(materials, (-1, 4)), wp.vec4),
-        "link_pair_start": (_offsets([len(entries) for entries in per_link]), int),
-        "link_pair": ([k for entries in per_link for k, _ in entries], int),
-        "link_pair_sign": ([sign for entries in per_link for _, sign in entries], float),
+        "links": (np.reshape([pair.links for pair in pairs], (-1, 2)), wp.vec2i),
+        "centers": (np.reshape([pair.centers for pair in pairs], (-1, 2, 3)), wp.vec3),
+        "half_extents": (extents, wp.vec3),
+        "radii": (radii, wp.vec2),
+        "reach": ((np.linalg.norm(extents, axis=2) + radii).sum(axis=1), float),
+        "material": (np.reshape(materials, (-1, 4)), wp.vec4),
+        "pair_start": (_offsets([len(entries) for entries in per_link]), int),
+        "pair": ([k for entries in per_link for k, _ in entries], int),
+        "sign": ([sign for entries in per_link for _, sign in entries], float),
     }
 
 

@@ -17,17 +17,17 @@ four of them whole and four upright ones as deep by half), and the branches of f
 
 import warp as wp
 
-from envs.articulation import Model
+from envs.articulation import PairModel
 
 DAMPING_DEPTH = wp.constant(1.0e-3)  # m, where damping has its full strength
 SMALL = wp.constant(1.0e-7)  # m, below every length that means anything
 
 
 @wp.func
-def shape_frame(model: Model, k: int, side: int, link_pose: wp.array2d[wp.transform], env: int):
+def shape_frame(pairs: PairModel, k: int, side: int, link_pose: wp.array2d[wp.transform], env: int):
     """Pose of the first (side 0) or second (1) shape of pair k."""
-    pose = link_pose[env, model.pair_links[k][side]]
-    center = wp.transform_point(pose, model.pair_centers[k, side])
+    pose = link_pose[env, pairs.links[k][side]]
+    center = wp.transform_point(pose, pairs.centers[k, side])
     return wp.transform(center, wp.transform_get_rotation(pose))
 
 
@@ -47,12 +47,12 @@ def part_inside(o: wp.vec3, d: wp.vec3, half: wp.vec3):
 
 
 @wp.func
-def edges_inside(model: Model, X: wp.transform, half: wp.vec3, other: wp.vec3):
+def edges_inside(pairs: PairModel, X: wp.transform, half: wp.vec3, other: wp.vec3):
     """Bit e is set where edge e of a box, seen at pose X from another one, runs through that one."""
     edges = wp.int32(0)
-    for e in range(model.edge_middle.shape[0]):
-        o = wp.transform_point(X, wp.cw_mul(model.edge_middle[e], half))
-        d = wp.transform_vector(X, wp.cw_mul(model.edge_direction[e], half))
+    for e in range(pairs.edge_middle.shape[0]):
+        o = wp.transform_point(X, wp.cw_mul(pairs.edge_middle[e], half))
+        d = wp.transform_vector(X, wp.cw_mul(pairs.edge_direction[e], half))
         enter, leave = part_inside(o, d, other)
         if enter < leave:
             edges = edges | (1 << e)
@@ -72,37 +72,45 @@ def is_beside(X: wp.transform, half: wp.vec3, other: wp.vec3):
     return beside
 
 
+@wp.func
+def touching_edges(pairs: PairModel, k: int, link_pose: wp.array2d[wp.transform], env: int):
+    """0 for shapes that are apart. Boxes: bits 0 to 11 for the edges of the first, 12 to 23 for the second's."""
+    first = shape_frame(pairs, k, 0, link_pose, env)
+    second = shape_frame(pairs, k, 1, link_pose, env)
+    half_1 = pairs.half_extents[k, 0]
+    half_2 = pairs.half_extents[k, 1]
+    X = wp.transform_multiply(wp.transform_inverse(second), first)
+    edges = wp.int32(0)
+    if pairs.radii[k][0] > 0.0:
+        c = wp.transform_get_translation(X)
+        radius = pairs.radii[k][0] + pairs.radii[k][1]
+        edges = int(wp.length(c - wp.min(wp.max(c, -half_2), half_2)) < radius)
+    else:
+        X_inverse = wp.transform_inverse(X)
+        if not (is_beside(X, half_1, half_2) or is_beside(X_inverse, half_2, half_1)):
+            edges = edges_inside(pairs, X, half_1, half_2)
+            edges = edges | (edges_inside(pairs, X_inverse, half_2, half_1) << 12)
+    return edges
+
+
 @wp.kernel(enable_backward=False)
 def find_touching(
     # Model:
-    model: Model,
+    pairs: PairModel,
+    lanes: int,
     # State in:
     link_pose: wp.array2d[wp.transform],
     # State out:
     touching: wp.array2d[int],
 ):
-    """0 for a pair that is apart. Boxes: bits 0 to 11 for the edges of the first, 12 to 23 for those of the second."""
-    env, k = wp.tid()
-    first = shape_frame(model, k, 0, link_pose, env)
-    second = shape_frame(model, k, 1, link_pose, env)
-    edges = wp.int32(0)
-    reach = model.pair_reach[k]
-    if wp.length_sq(wp.transform_get_translation(first) - wp.transform_get_translation(second)) < reach * reach:
-        half_1 = model.pair_half_extents[k, 0]
-        half_2 = model.pair_half_extents[k, 1]
-        X = wp.transform_multiply(wp.transform_inverse(second), first)
-        if model.pair_radii[k][0] > 0.0:
-            c = wp.transform_get_translation(X)
-            outside = c - wp.min(wp.max(c, -half_2), half_2)
-            radius = model.pair_radii[k][0] + model.pair_radii[k][1]
-            if wp.length_sq(outside) < radius * radius:
-                edges = 1
-        else:
-            X_inverse = wp.transform_inverse(X)
-            if not (is_beside(X, half_1, half_2) or is_beside(X_inverse, half_2, half_1)):
-                edges = edges_inside(model, X, half_1, half_2)
-                edges = edges | (edges_inside(model, X_inverse, half_2, half_1) << 12)
-    touching[env, k] = edges
+    env, lane = wp.tid()
+    for k in range(lane, pairs.reach.shape[0], lanes):
+        edges = wp.int32(0)
+        first = wp.transform_point(link_pose[env, pairs.links[k][0]], pairs.centers[k, 0])
+        second = wp.transform_point(link_pose[env, pairs.links[k][1]], pairs.centers[k, 1])
+        if wp.length_sq(first - second) < pairs.reach[k] * pairs.reach[k]:
+            edges = touching_edges(pairs, k, link_pose, env)
+        touching[env, k] = edges
 
 
 @wp.func
@@ -149,7 +157,7 @@ def contact_wrench(
 
 @wp.func
 def edge_wrench(
-    model: Model,
+    pairs: PairModel,
     e: int,
     X: wp.transform,
     half: wp.vec3,
@@ -159,8 +167,8 @@ def edge_wrench(
     material: wp.vec4,
 ):
     """Wrench on edge e of a box that is seen at pose X from the other box, which is at pose `box` in the world."""
-    o = wp.transform_point(X, wp.cw_mul(model.edge_middle[e], half))
-    d = wp.transform_vector(X, wp.cw_mul(model.edge_direction[e], half))
+    o = wp.transform_point(X, wp.cw_mul(pairs.edge_middle[e], half))
+    d = wp.transform_vector(X, wp.cw_mul(pairs.edge_direction[e], half))
     enter, leave = part_inside(o, d, other)
     p = o + 0.5 * (enter + leave) * d
     depth, normal = depth_inside(p, other)
@@ -169,7 +177,7 @@ def edge_wrench(
 
 @wp.func
 def edges_wrench(
-    model: Model,
+    pairs: PairModel,
     edges: int,
     X: wp.transform,
     half: wp.vec3,
@@ -179,9 +187,9 @@ def edges_wrench(
     material: wp.vec4,
 ):
     total = wp.spatial_vector()
-    for e in range(model.edge_middle.shape[0]):
+    for e in range(pairs.edge_middle.shape[0]):
         if (edges >> e) & 1 == 1:
-            total += edge_wrench(model, e, X, half, other, box, velocity, material)
+            total += edge_wrench(pairs, e, X, half, other, box, velocity, material)
     return total
 
 
@@ -209,27 +217,27 @@ def sphere_wrench(
 
 @wp.func
 def pair_wrench(
-    model: Model,
+    pairs: PairModel,
     k: int,
     edges: int,
     link_pose: wp.array2d[wp.transform],
     link_twist: wp.array2d[wp.spatial_vector],
     env: int,
 ):
-    first = shape_frame(model, k, 0, link_pose, env)
-    second = shape_frame(model, k, 1, link_pose, env)
-    velocity = link_twist[env, model.pair_links[k][0]] - link_twist[env, model.pair_links[k][1]]
-    half_1 = model.pair_half_extents[k, 0]
-    half_2 = model.pair_half_extents[k, 1]
-    material = model.pair_material[k]
+    first = shape_frame(pairs, k, 0, link_pose, env)
+    second = shape_frame(pairs, k, 1, link_pose, env)
+    velocity = link_twist[env, pairs.links[k][0]] - link_twist[env, pairs.links[k][1]]
+    half_1 = pairs.half_extents[k, 0]
+    half_2 = pairs.half_extents[k, 1]
+    material = pairs.material[k]
     X = wp.transform_multiply(wp.transform_inverse(second), first)
     X_inverse = wp.transform_multiply(wp.transform_inverse(first), second)
     wrench = wp.spatial_vector()
-    if model.pair_radii[k][0] > 0.0:
-        wrench = sphere_wrench(X, model.pair_radii[k], half_2, second, velocity, material)
+    if pairs.radii[k][0] > 0.0:
+        wrench = sphere_wrench(X, pairs.radii[k], half_2, second, velocity, material)
     else:
-        on_first = edges_wrench(model, edges & 4095, X, half_1, half_2, second, velocity, material)
-        on_second = edges_wrench(model, edges >> 12, X_inverse, half_2, half_1, first, -velocity, material)
+        on_first = edges_wrench(pairs, edges & 4095, X, half_1, half_2, second, velocity, material)
+        on_second = edges_wrench(pairs, edges >> 12, X_inverse, half_2, half_1, first, -velocity, material)
         wrench = on_first - on_second
     return wrench
 
@@ -237,39 +245,45 @@ def pair_wrench(
 @wp.kernel
 def pair_wrenches(
     # Model:
-    model: Model,
+    pairs: PairModel,
+    lanes: int,
     # State in:
     link_pose: wp.array2d[wp.transform],
     link_twist: wp.array2d[wp.spatial_vector],
     touching: wp.array2d[int],
     # State out:
-    wrench_out: wp.array2d[wp.spatial_vector],
+    wrench: wp.array2d[wp.spatial_vector],
 ):
     """Wrench of the second shape on the first of every pair; the opposite acts on the second."""
-    env, k = wp.tid()
-    wrench = wp.spatial_vector()
-    if touching[env, k] != 0:
-        wrench = pair_wrench(model, k, touching[env, k], link_pose, link_twist, env)
-    wrench_out[env, k] = wrench
+    env, lane = wp.tid()
+    for k in range(lane, pairs.reach.shape[0], lanes):
+        if touching[env, k] != 0:
+            wrench[env, k] = pair_wrench(pairs, k, touching[env, k], link_pose, link_twist, env)
+        else:
+            wrench[env, k] = wp.spatial_vector()
 
 
 @wp.func
-def sum_of_pairs(model: Model, wrench: wp.array2d[wp.spatial_vector], env: int, link: int):
+def sum_of_pairs(
+    pair: wp.array[int], sign: wp.array[float], wrench: wp.array2d[wp.spatial_vector], env: int, start: int, end: int
+):
     total = wp.spatial_vector()
-    for k in range(model.link_pair_start[link], model.link_pair_start[link + 1]):
-        total += model.link_pair_sign[k] * wrench[env, model.link_pair[k]]
+    for k in range(start, end):
+        total += sign[k] * wrench[env, pair[k]]
     return total
 
 
 @wp.kernel
 def subtract_pair_wrenches(
     # Model:
-    model: Model,
+    pairs: PairModel,
     # State in:
     link_wrench: wp.array2d[wp.spatial_vector],
     wrench: wp.array2d[wp.spatial_vector],
     # State out:
     net_wrench: wp.array2d[wp.spatial_vector],
 ):
-    env, i = wp.tid()
-    net_wrench[env, i] = link_wrench[env, i] - sum_of_pairs(model, wrench, env, i)
+    env = wp.tid()
+    for i in range(link_wrench.shape[1]):
+        contact = sum_of_pairs(pairs.pair, pairs.sign, wrench, env, pairs.pair_start[i], pairs.pair_start[i + 1])
+        net_wrench[env, i] = link_wrench[env, i] - contact

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import torch
 import warp as wp
 
-from envs.articulation import build_model
+from envs.articulation import build_model, build_pair_model
 from envs.substeps import Substeps
 
 MIN_ENVS_PER_THREAD = 16
@@ -51,8 +51,8 @@ class Simulator:
         num_threads = self._num_threads(num_envs, num_threads)
         bounds = [num_envs * k // num_threads for k in range(num_threads + 1)]
         self.slices = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
-        model = build_model(articulation, wp.device_from_torch(self.device))
-        self.batch_options = (model, articulation, dt, substeps, mass_matrix_interval)
+        models = [build(articulation, wp.device_from_torch(self.device)) for build in (build_model, build_pair_model)]
+        self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
         self.batches = self._new_batches()
         self.kept = deque([self.batches])  # with what they computed; the batches of the latest step are the last
         self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
@@ -105,8 +105,8 @@ class Simulator:
         return self.batches
 
     def _new_batches(self):
-        model, articulation, *timing = self.batch_options
-        return [Substeps(model, articulation, rows.stop - rows.start, *timing) for rows in self.slices]
+        models, articulation, *timing = self.batch_options
+        return [Substeps(*models, articulation, rows.stop - rows.start, *timing) for rows in self.slices]
 
 
 def resolve_device(device):

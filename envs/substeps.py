@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import warp as wp
 
-from envs.articulation import Articulation, Model
+from envs.articulation import Articulation, Model, PairModel
 from envs.body_contact import find_touching, pair_wrenches, subtract_pair_wrenches
 from envs.forces import joint_forces, link_wrenches
 from envs.integrate import find_diverged, integrate_position, integrate_velocity
@@ -59,12 +59,14 @@ class Intermediates:
 class Substeps:
     """A batch of environments: buffers for the states and intermediate values of all substeps, and the two graphs."""
 
-    def __init__(self, model: Model, articulation: Articulation, num_envs, dt, substeps, mass_matrix_interval):
-        self.model, self.num_envs = model, num_envs
+    def __init__(self, model: Model, pairs: PairModel, articulation: Articulation, num_envs, dt, substeps, interval):
+        self.model, self.pairs, self.num_envs = model, pairs, num_envs
         self.num_coords, self.num_dofs = articulation.num_coords, articulation.num_dofs
         self.num_links, self.num_pairs = len(articulation.links), len(articulation.contact_pairs)
-        self.h, self.interval = dt / substeps, mass_matrix_interval
+        self.h, self.interval = dt / substeps, interval
         self.warp_device = model.link_mass.device
+        # threads that share an environment's pairs: on the CPU, starting one costs more than a pair that is apart
+        self.lanes = self.num_pairs if self.warp_device.is_cuda else 1
         self.grads, self.num_bytes, self.step_held = {}, 0, None
         self.world_q, self.new_q, *self.q = (self._state(self.num_coords) for _ in range(substeps + 3))
         self.world_qd, self.new_qd, *self.qd = (self._state(self.num_dofs) for _ in range(substeps + 3))
@@ -156,8 +158,8 @@ class Substeps:
 
     def _search_contacts(self, s):
         """Comparisons only, without a derivative."""
-        x, pairs = self.steps[s], (self.num_pairs,)
-        return [(find_touching, pairs, [self.model, x.link_pose], [x.touching])] if self.num_pairs > 0 else []
+        x, lanes = self.steps[s], self.lanes
+        return [(find_touching, (lanes,), [self.pairs, lanes, x.link_pose], [x.touching])] if self.num_pairs > 0 else []
 
     def _forces(self, s):
         x, q, qd, model = self.steps[s], self.q[s].array, self.qd[s].array, self.model
@@ -166,10 +168,10 @@ class Substeps:
         net_wrench = x.link_wrench
         if self.num_pairs > 0:
             net_wrench = x.net_wrench
-            pair_inputs = [model, x.link_pose, x.link_twist, x.touching]
-            net_inputs = [model, x.link_wrench, x.pair_wrench]
-            stages.append((pair_wrenches, (self.num_pairs,), pair_inputs, [x.pair_wrench]))
-            stages.append((subtract_pair_wrenches, (self.num_links,), net_inputs, [net_wrench]))
+            pair_inputs = [self.pairs, self.lanes, x.link_pose, x.link_twist, x.touching]
+            net_inputs = [self.pairs, x.link_wrench, x.pair_wrench]
+            stages.append((pair_wrenches, (self.lanes,), pair_inputs, [x.pair_wrench]))
+            stages.append((subtract_pair_wrenches, (), net_inputs, [net_wrench]))
         force_inputs = [model, q, qd, self.act.array, x.motion_subspace, net_wrench]
         return stages + [(joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau])]
 
@@ -248,4 +250,4 @@ def _gradient(x):
     """Where a kernel's adjoint adds the gradient of an input; the model and numbers are constants."""
     if isinstance(x, wp.array):
         return x.grad
-    return 0.0 if isinstance(x, float) else Model()
+    return type(x)()  # 0 or a structure of nothing
