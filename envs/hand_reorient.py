@@ -163,10 +163,31 @@ LINKS = [PALM] + THUMB[0] + [link for links, _ in FINGERS for link in links] + [
 SHAPES = [PALM_BOX] + THUMB[1] + [shape for _, shapes in FINGERS for shape in shapes] + [CUBE_BOX]
 
 
+def marked_cube(link):
+    """The cube as it is drawn: a mark on every face, one colour per axis, large on the positive side."""
+    marks = []
+    for axis in range(3):
+        for side, size in ((1.0, 0.7), (-1.0, 0.35)):
+            center, half_extents = [0.0] * 3, [size * HALF] * 3
+            center[axis], half_extents[axis] = side * HALF, 0.001
+            marks.append(Box(link, tuple(center), tuple(half_extents), color=axis + 1))
+    return [Box(link, (0, 0, 0), (HALF, HALF, HALF), color=0), *marks]
+
+
+GOAL_LINK = CUBE_LINK + 1
+GOAL = Link("goal", parent=-1, joint=FREE)
+GOAL_DRAWN_AT = (-0.155, -0.1, 0.62)  # beside the cube, where it hides nothing
+
+
 class HandReorient(VectorEnv):
     """The task of this file; the methods are described in vector_env.py."""
 
     articulation = Articulation(LINKS, contact_pairs=contact_pairs(), shapes=SHAPES, gravity=(0.0, 0.0, -9.81))
+    drawn_articulation = Articulation(
+        LINKS + [GOAL],
+        shapes=SHAPES[:-1] + marked_cube(CUBE_LINK) + marked_cube(GOAL_LINK),
+        gravity=(0.0, 0.0, -9.81),
+    )
     num_obs, num_actions, num_goal = 72, 16, 4
     dt, substeps, mass_matrix_interval = 1.0 / 120.0, 64, 64
     max_episode_steps = 600
@@ -174,7 +195,7 @@ class HandReorient(VectorEnv):
     motor_torque = 2.0  # N m
     termination_distance = 0.24  # m
     success_angle = 0.1  # rad
-    camera_distance, camera_height = 0.6, 0.5
+    camera_distance, camera_height = 0.55, 0.54
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -222,6 +243,10 @@ class HandReorient(VectorEnv):
 
     def sample_goal(self, noise):
         return _orientation(noise[:, 21:23])
+
+    def drawn_joint_q(self, index):
+        position = torch.tensor(GOAL_DRAWN_AT, device=self.device)
+        return torch.cat([self.joint_q[index], position, self.goal[index]])
 
     def _distance(self, obs):
         return torch.linalg.vector_norm(obs[:, 32:35] - obs[:, 45:48], dim=1)

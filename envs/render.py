@@ -1,13 +1,16 @@
 """A picture of one robot, by one ray per pixel: capsules, spheres and boxes on a checkered ground, with a shadow.
 
 Needs no display and no OpenGL, and is the same on the CPU and on CUDA.  It shows the shapes of shapes.py; the camera
-stands at the robot's right-hand side and moves along with the link of the first shape.
+stands at the robot's right-hand side and moves along with the link of the first shape.  Pictures are y up: a world with
+gravity along -z is turned.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import warp as wp
 
-from envs.articulation import build_model
+from envs.articulation import Z_UP, build_model
 from envs.kinematics import forward_kinematics
 from envs.shapes import Box
 
@@ -185,7 +188,7 @@ class Renderer:
         if not articulation.shapes:
             raise ValueError("articulation: expected at least one shape to draw, got none")
         self.device = wp.device_from_torch(device)
-        self.model = build_model(articulation, self.device)
+        self.model = build_model(_y_up(articulation), self.device)
         self.look_at_height, self.distance = look_at_height, distance
         self.followed_link = articulation.shapes[0].link
         with wp.ScopedDevice(self.device):
@@ -219,11 +222,25 @@ class Renderer:
         return camera
 
 
+def _y_up(articulation):
+    """The articulation with its roots turned, if its world is z up."""
+    if not articulation.gravity[2] < 0.0:
+        return articulation
+    turn = wp.transform(wp.vec3(), wp.quat(*Z_UP))
+    links = []
+    for link in articulation.links:
+        if link.parent < 0:
+            frame = turn * wp.transform(wp.vec3(*link.offset), wp.quat(*link.rotation))
+            link = replace(link, offset=tuple(frame.p), rotation=tuple(frame.q))
+        links.append(link)
+    return replace(articulation, links=links)
+
+
 def _shape(shape):
     """A shape of shapes.py as the kernel reads it."""
     result = Shape()
     result.link, result.is_box = shape.link, isinstance(shape, Box)
-    result.color = wp.vec3(*PALETTE[shape.link % len(PALETTE)])
+    result.color = wp.vec3(*PALETTE[shape.link % len(PALETTE) if shape.color is None else shape.color])
     if isinstance(shape, Box):
         result.start, result.end = wp.vec3(*shape.center), wp.vec3(*shape.half_extents)
         result.middle, result.reach = result.start, float(np.linalg.norm(shape.half_extents))

@@ -13,6 +13,8 @@ class Capsule:
     start: tuple
     end: tuple
     radius: float
+    color: int | None = None
+    """index into the palette of render.py; default: the link's"""
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Box:
     link: int
     center: tuple
     half_extents: tuple
+    color: int | None = None
 
 
 def end_contacts(shapes, **material):
