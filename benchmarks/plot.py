@@ -86,7 +86,7 @@ def plot_task(env_id, runs, output):
     """Returns against steps and against wall clock."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
     for script, line, group in with_style(runs, env_id):
-        label = f"{SCRIPTS[script]}, {tables.seeds(group)}: {tables.spread(final_returns(group))} at the end"
+        label = f"{SCRIPTS[script]}, {tables.seeds(group)}: {tables.spread(final_returns(group))}"
         for ax, against_minutes in zip(axes, (False, True)):
             draw(ax, group, "episodic_return", label, COLORS[script], line, against_minutes)
     for ax in axes:

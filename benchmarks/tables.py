@@ -47,7 +47,7 @@ def iqm(values):
 def extreme(function, group, column):
     """The lowest or highest value of a logged column over training and seeds."""
     values = [value for run in group for value in run.logged(column).values()]
-    return f"{function(values):.3g}" if values else "-"
+    return f"{function(values):.2f}" if values else "-"
 
 
 # cells
@@ -254,7 +254,7 @@ The environments alone, random actions, environment steps per second; backward i
 ## Learning curves
 
 Mean over the last 100 episodes to end, no further smoothing; over several seeds their mean, the band is one standard
-deviation.
+deviation. The legends have the final stochastic returns.
 
 {figures}
 """
