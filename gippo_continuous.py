@@ -353,7 +353,7 @@ def descend(phase, actor, optimizer, data, args):
     for attempt in range(8):
         optimizer.param_groups[0]["lr"] = lr / 1.5**attempt
         result, first, last = phase(actor, optimizer, data, args)
-        growth = torch.tensor(last - first, device=data["u"].device)
+        growth = torch.tensor(last - first, device=next(actor.parameters()).device)
         average([growth])  # all processes decide alike
         if growth <= 0.0:  # NaN is not
             optimizer.param_groups[0]["lr"] = lr
