@@ -648,9 +648,9 @@ def main():
     normalizer = ObsNormalizer(num_obs).to(device)
     target_critic, gains = copy.deepcopy(critic), ObsNormalizer(1).to(device)
     # one optimiser for each of the actor's two phases; PPO's has its usual betas, the others those of SHAC and RPO
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
     alpha_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
-    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate)
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     modules = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
     modules |= {"gains": gains, "alpha_optimizer": alpha_optimizer, "actor_optimizer": actor_optimizer}

@@ -559,8 +559,8 @@ def main():
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     return_normalizer = ReturnNormalizer().to(device)
-    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, eps=1e-5)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5)
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     if RANK > 0:

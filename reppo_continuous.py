@@ -712,10 +712,10 @@ def main():
     actor, critic = Actor(num_obs, num_actions, args).to(device), Critic(num_obs, num_actions, args).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     multipliers = Multipliers(args.alpha_init, args.beta_init).to(device)
-    adam = {"lr": args.learning_rate, "weight_decay": args.weight_decay}  # with decay 0 AdamW is Adam
+    adam = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}  # with decay 0 AdamW is Adam
     actor_optimizer = torch.optim.AdamW(actor.parameters(), **adam)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), **adam)
-    dual_optimizer = torch.optim.Adam(multipliers.parameters(), lr=args.dual_learning_rate)
+    dual_optimizer = torch.optim.Adam(multipliers.parameters(), lr=args.dual_learning_rate, fused=True)
     modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "multipliers": multipliers}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     modules |= {"dual_optimizer": dual_optimizer}

@@ -592,9 +592,9 @@ def main():
     target_critic, normalizer = copy.deepcopy(critic), ObsNormalizer(num_obs).to(device)
     temperature = Temperature(args.alpha).to(device)
     replay = Replay(args.buffer_size // args.num_envs, env.num_envs, num_obs, num_actions, device)
-    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate)
-    alpha_optimizer = torch.optim.AdamW(temperature.parameters(), lr=args.alpha_learning_rate)
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, fused=True)
+    alpha_optimizer = torch.optim.AdamW(temperature.parameters(), lr=args.alpha_learning_rate, fused=True)
     modules = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
     modules |= {"temperature": temperature, "actor_optimizer": actor_optimizer}
     modules |= {"critic_optimizer": critic_optimizer, "alpha_optimizer": alpha_optimizer}

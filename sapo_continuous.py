@@ -575,7 +575,7 @@ def main():
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     # betas and weight decay are those of the code that the paper builds on
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     temperature = Temperature(args.alpha).to(device)
