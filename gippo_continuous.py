@@ -230,7 +230,7 @@ def rollout(env, actor, critic, normalizer, args):
         next_value = torch.where(terminated, 0.0, critic(frozen(infos["final_obs"])).mean(-1))
         graph.append((reward, critic(obs).mean(-1), next_value))
         steps.append((obs, us[-1], eps, mean, log_std, terminated | truncated))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     # as data the rollout has no gradient: the phases that follow see the actions and policies as they were
     names = ("obs", "u", "eps", "mean", "log_std", "dones")
@@ -238,7 +238,8 @@ def rollout(env, actor, critic, normalizer, args):
     rewards, values, next_values = zip(*graph)
     data["values"] = torch.stack(values).detach()
     advantages = gae(rewards, values, next_values, data["dones"], args.gamma, args.gae_lambda)
-    return data, advantages, us, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, advantages, us, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def gae(rewards, values, next_values, dones, gamma, lam):

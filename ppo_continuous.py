@@ -231,7 +231,7 @@ def rollout(env, actor, critic, normalizer, return_normalizer, args):
         raw_obs, reward, terminated, truncated, infos = env.step(action)  # clamps the action, whose density is as drawn
         normalizer.update(gather(raw_obs))
         steps.append((obs, action, mean, log_std, reward, frozen(infos["final_obs"]), terminated, truncated))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     names = ("obs", "action", "mean", "log_std", "rewards", "next_obs", "terminated", "truncated")
     data = {name: torch.stack(column) for name, column in zip(names, zip(*steps))}
@@ -239,7 +239,8 @@ def rollout(env, actor, critic, normalizer, return_normalizer, args):
     # the value of the true successor: 0 after a fall, V(s') everywhere else, also after a time-out
     next_values = return_normalizer.restore(critic(data.pop("next_obs")))
     data["next_values"] = torch.where(data["terminated"], 0.0, next_values)
-    return data, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def gae(rewards, values, next_values, dones, gamma, lam):

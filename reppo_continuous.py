@@ -325,7 +325,7 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         end = terminated | truncated | (t == args.num_steps - 1)
         next_obs = frozen(infos["final_obs"])  # the true successor, also after a time-out
         steps.append((obs, action, mean, log_std, args.reward_scale * reward, next_obs, terminated, end))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     names = ("obs", "action", "mean", "log_std", "rewards", "next_obs", "terminated", "ends")
     data = {name: torch.stack(column) for name, column in zip(names, zip(*steps))}
@@ -334,7 +334,8 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     # after a fall there is neither value nor entropy
     data["next_values"] = torch.where(data["terminated"], 0.0, values)
     data["next_bonuses"] = torch.where(data["terminated"], 0.0, alpha * entropies)
-    return data, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def td_lambda_targets(rewards, next_values, next_bonuses, ends, gamma, lam):

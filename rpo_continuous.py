@@ -269,12 +269,13 @@ def rollout(env, actor, critic, normalizer, args):
         discount = torch.where(done, 1.0, args.gamma * discount)
         td_value = values.mean(-1) if args.critic_agg == "mean" else values.amin(-1)
         steps.append((obs, us[-1], mean, log_std, soft_reward, td_value, end))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     # as data the rollout has no gradient: every later gradient path goes through the current policy or critic only
     names = ("obs", "u", "mean", "log_std", "soft_rewards", "td_values", "ends")
     data = {name: torch.stack(column).detach() for name, column in zip(names, zip(*steps))}
-    return data, returns, us, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, returns, us, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def action_gradients(returns, us):

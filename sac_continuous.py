@@ -289,8 +289,9 @@ def collect(env, actor, normalizer, replay, args):
         replay.add(**step, terminated=terminated, truncated=truncated)  # the observations as they are, not normalised
         normalizer.update(gather(raw_obs))
         raw_obs = next_raw_obs
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
-    return torch.cat(episodes).tolist()
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 @torch.no_grad()  # a target is a number: Q is drawn towards it, not it towards Q

@@ -265,12 +265,13 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         discount = torch.where(done, 1.0, args.gamma * discount)
         td_value = values.mean(-1) if args.critic_agg == "mean" else values.amin(-1)
         steps.append((obs, mean, log_std, reward, entropy, td_value, end))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     # as data the rollout has no gradient: the critics learn from numbers, and the policy from R alone
     names = ("obs", "mean", "log_std", "rewards", "entropies", "td_values", "ends")
     data = {name: torch.stack(column).detach() for name, column in zip(names, zip(*steps))}
-    return data, returns, action_grads, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, returns, action_grads, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def policy_loss(returns, args):
