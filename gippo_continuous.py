@@ -18,6 +18,7 @@ alpha-policy deforms the space of actions too much, leaves PPO's trust region to
 
 Try:     python gippo_continuous.py --env-id hopper --total-timesteps 1000000 --capture-video
 Resume:  python gippo_continuous.py --checkpoint runs/<run>/checkpoint.pt
+Share:   torchrun --nproc-per-node 2 gippo_continuous.py ... divides the environments among two processes, or GPUs
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import tyro
 import warp as wp
@@ -216,7 +218,7 @@ def rollout(env, actor, critic, normalizer, args):
     """
     frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 in epoch 1
     raw_obs = env.detach()  # the graph starts here: earlier rollouts belong to earlier gradients
-    normalizer.update(raw_obs)
+    normalizer.update(gather(raw_obs))
     us, steps, graph, episodes = [], [], [], []
     for _ in range(args.num_steps):
         obs = frozen(raw_obs)
@@ -224,12 +226,12 @@ def rollout(env, actor, critic, normalizer, args):
         eps = torch.randn_like(mean)
         us.append(mean + log_std.exp() * eps)
         raw_obs, reward, terminated, truncated, infos = env.step(torch.tanh(us[-1]))
-        normalizer.update(raw_obs)
+        normalizer.update(gather(raw_obs))
         # the value of the true successor: 0 after a fall, V(s') everywhere else, also after a time-out
         next_value = torch.where(terminated, 0.0, critic(frozen(infos["final_obs"])).mean(-1))
         graph.append((reward, critic(obs).mean(-1), next_value))
         steps.append((obs, us[-1], eps, mean, log_std, terminated | truncated))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     # as data the rollout has no gradient: the phases that follow see the actions and policies as they were
     names = ("obs", "u", "eps", "mean", "log_std", "dones")
@@ -237,7 +239,8 @@ def rollout(env, actor, critic, normalizer, args):
     rewards, values, next_values = zip(*graph)
     data["values"] = torch.stack(values).detach()
     advantages = gae(rewards, values, next_values, data["dones"], args.gamma, args.gae_lambda)
-    return data, advantages, us, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, advantages, us, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def gae(rewards, values, next_values, dones, gamma, lam):
@@ -281,13 +284,13 @@ def adapted_alpha(alpha, data, mean, log_std, gains, args):
     mean, log_std: of the alpha-policy. gains: running statistics of what the advantages said of the earlier ones.
     """
     # det(1 + alpha grad^2 A) by the change of sigma: a volume that changes too much means a step too long to trust
-    volume = (log_std - data["log_std"]).sum(-1).exp()
+    volume = gather((log_std - data["log_std"]).sum(-1).exp())
     calm = volume.min() >= 1.0 - args.alpha_interval and volume.max() <= 1.0 + args.alpha_interval
     new_alpha = min(alpha * args.alpha_factor if calm else alpha / args.alpha_factor, 1.0)
     # w = pi_alpha / pi_old: out of PPO's interval too often, or advantages that speak against the step as rarely before
-    w = (data["alpha_log_prob"] - data["log_prob"]).clamp(-16.0, 16.0).exp()
+    w = gather((data["alpha_log_prob"] - data["log_prob"]).clamp(-16.0, 16.0).exp())
     oorr = (w - 1.0).abs().gt(args.clip_coef).float().mean().item()
-    gain = (data["raw_advantages"] * (w - 1.0)).sum().view(1, 1)
+    gain = (gather(data["raw_advantages"]) * (w - 1.0)).sum().view(1, 1)
     if oorr > args.max_oorr or (gain.item() < 0.0 and gains(gain).item() < -1.0):
         new_alpha = alpha / args.alpha_factor
     if gain.isfinite():
@@ -300,7 +303,7 @@ def policy_loss(actor, data, args):
     mean, log_std = actor(data["obs"])
     # pi_h = (pi_old + pi_alpha) / 2; where the two are far apart, pi_alpha alone
     mixture = torch.logaddexp(data["log_prob"], data["alpha_log_prob"]) - math.log(2.0)
-    far = (data["alpha_log_prob"] - data["log_prob"]).abs().max() > 4.0
+    far = gather((data["alpha_log_prob"] - data["log_prob"]).abs().max()[None]).max() > 4.0
     behaviour = torch.where(far, data["alpha_log_prob"], mixture)
     ratio = (gaussian_log_prob(data["u"], mean, log_std) - behaviour).clamp(-16.0, 16.0).exp()
 
@@ -331,7 +334,7 @@ def improve(actor, optimizer, data, args):
     names = ("obs", "u", "log_prob", "alpha_log_prob", "advantages")
     for _ in range(args.update_epochs):
         losses.append([])
-        for mb_inds in torch.randperm(args.batch_size, device=data["obs"].device).split(args.minibatch_size):
+        for mb_inds in torch.randperm(len(data["u"]), device=data["u"].device).split(args.minibatch_size // WORLD_SIZE):
             loss, mb_stats = policy_loss(actor, {name: data[name][mb_inds] for name in names}, args)
             optimizer.zero_grad()
             loss.backward()
@@ -352,7 +355,9 @@ def descend(phase, actor, optimizer, data, args):
     for attempt in range(8):
         optimizer.param_groups[0]["lr"] = lr / 1.5**attempt
         result, first, last = phase(actor, optimizer, data, args)
-        if last <= first:  # NaN is not
+        growth = torch.tensor(last - first, device=next(actor.parameters()).device)
+        average([growth])  # all processes decide alike
+        if growth <= 0.0:  # NaN is not
             optimizer.param_groups[0]["lr"] = lr
             return result, True
         actor.load_state_dict(backup[0])
@@ -373,7 +378,9 @@ class TrainingFailed(Exception):
 
 def clipped_step(optimizer, max_grad_norm):
     """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
-    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm).item()
+    parameters = optimizer.param_groups[0]["params"]
+    average([p.grad for p in parameters])  # of equal shares of the batch: the gradient of the whole batch
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     usable = norm <= 1e6  # NaN is not
     if usable:
         optimizer.step()
@@ -386,6 +393,49 @@ def count_failures(failures, quantity, usable):
     failures[quantity] = 0 if any(usable) else failures[quantity] + 1
     if failures[quantity] == 10:
         raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
+
+
+# Data-parallel: `torchrun --nproc-per-node K` starts K processes, each with its share of the environments
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_SIZE}"
+
+
+def communicate(collective, *args):
+    try:
+        collective(*args)
+    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+        raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
+
+
+def average(tensors):
+    """Replace every tensor by its mean over the processes, in place."""
+    if WORLD_SIZE > 1:
+        flat = torch.cat([x.flatten() for x in tensors])
+        communicate(dist.all_reduce, flat)
+        for x, mean in zip(tensors, (flat / WORLD_SIZE).split([x.numel() for x in tensors])):
+            x.copy_(mean.view_as(x))
+
+
+def gather(rows):
+    """The rows (n, ...) of all K processes, (K n, ...): the same tensor in each of them."""
+    if WORLD_SIZE == 1:
+        return rows
+    everyone = rows.new_empty(WORLD_SIZE * len(rows), *rows.shape[1:])
+    communicate(dist.all_gather, list(everyone.chunk(WORLD_SIZE)), rows.contiguous())
+    return everyone
+
+
+def gather_shares(share):
+    """What each process has to save, in a list; None everywhere but in process 0, which saves it."""
+    shares = [share] * WORLD_SIZE if RANK == 0 else None
+    if WORLD_SIZE > 1:
+        communicate(dist.gather_object, share, shares)
+    return shares
+
+
+def first_signal(received, device):
+    """The number of a signal that reached one of the processes, or 0: they all stop after the same iteration."""
+    return gather(torch.tensor([received[0] if received else 0], device=device)).max().item()
 
 
 # Evaluation
@@ -477,6 +527,8 @@ def parse_args():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.batch_size = args.num_envs * args.num_steps
+    if args.num_envs % WORLD_SIZE:
+        usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
     at_least = (
         "num_envs num_steps num_minibatches minibatch_size update_epochs alpha_epochs critic_epochs num_eval_envs"
     )
@@ -570,7 +622,14 @@ def print_progress(args, global_step, metrics):
 
 def main():
     args, state = parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and args.cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if WORLD_SIZE > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
 
     # TRY NOT TO MODIFY: seeding
@@ -581,7 +640,8 @@ def main():
 
     # env setup
     print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
-    env = envs.make(args.env_id, num_envs=args.num_envs, device=device, seed=args.seed)
+    seed = args.seed * WORLD_SIZE + RANK
+    env = envs.make(args.env_id, num_envs=args.num_envs // WORLD_SIZE, device=device, seed=seed)
     env.reset()
 
     # agent setup
@@ -590,14 +650,16 @@ def main():
     normalizer = ObsNormalizer(num_obs).to(device)
     target_critic, gains = copy.deepcopy(critic), ObsNormalizer(1).to(device)
     # one optimiser for each of the actor's two phases; PPO's has its usual betas, the others those of SHAC and RPO
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
     alpha_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
-    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate)
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
-    modules = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer, "env": env}
+    modules = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
     modules |= {"gains": gains, "alpha_optimizer": alpha_optimizer, "actor_optimizer": actor_optimizer}
     modules |= {"critic_optimizer": critic_optimizer}
     alpha = args.alpha
+    if RANK > 0:
+        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the gradient of the advantage", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -606,16 +668,22 @@ def main():
         try:
             for name in ("actor", "normalizer") if args.eval_only else modules:
                 modules[name].load_state_dict(state[name])
+            if not args.eval_only:
+                if len(state["shares"]) != WORLD_SIZE:
+                    raise ValueError(f"it was written by {len(state['shares'])} process(es), not {WORLD_SIZE}")
+                share = state["shares"][RANK]
+                env.load_state_dict(share["env"])
         except (KeyError, RuntimeError, ValueError) as error:
             expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
             usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
             folder = os.path.dirname(args.checkpoint)
-            report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
+            if RANK == 0:
+                report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
             return 0
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(share["rng"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
+            torch.cuda.set_rng_state(share["cuda_rng"])
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
         failures, alpha = state["failures"], state["alpha"]
@@ -626,14 +694,16 @@ def main():
             for optimizer in (alpha_optimizer, actor_optimizer):
                 optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
-    run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
+    run_dir = os.path.dirname(args.checkpoint or "") or "."
+    if RANK == 0 and not args.checkpoint:
+        run_dir = create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    if args.track:
+    if args.track and RANK == 0:
         import wandb
 
         options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
         wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
-    logger = Logger(run_dir, args, global_step)
+    logger = Logger(run_dir, args, global_step) if RANK == 0 else None
     print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
     print(f"run folder {run_dir}", flush=True)
 
@@ -641,10 +711,13 @@ def main():
         checkpoint = {name: module.state_dict() for name, module in modules.items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
-        checkpoint["alpha"] = alpha
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        save_atomically(checkpoint, checkpoint_path)
+        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "alpha": alpha}
+        # what each process has of its own
+        share = {"env": env.state_dict(), "rng": torch.get_rng_state()}
+        share["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
+        checkpoint["shares"] = gather_shares(share)
+        if RANK == 0:
+            save_atomically(checkpoint, checkpoint_path)
 
     def wall():
         return wall_before + time.time() - start_time
@@ -664,7 +737,7 @@ def main():
     # TRY NOT TO MODIFY: start the game
     start_time, start_step = time.time(), global_step
     try:
-        while global_step + args.batch_size <= args.total_timesteps and not received:
+        while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # ALGO LOGIC: collect a rollout, its advantages, and the gradient of each with respect to its action
             time_0 = time.time()
@@ -683,7 +756,8 @@ def main():
             targets = advantages + data["values"]
             advantages = torch.where(advantages.isfinite(), advantages, 0.0)  # or one would spoil the mean of all
             data["raw_advantages"] = advantages
-            data["advantages"] = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+            everyone = gather(advantages)
+            data["advantages"] = (advantages - everyone.mean()) / (everyone.std(correction=0) + 1e-8)
             data["log_prob"] = gaussian_log_prob(data["u"], data["mean"], data["log_std"])
 
             # flatten the batch
@@ -711,7 +785,7 @@ def main():
             time_3 = time.time()
             critic_steps, v_losses = [], []
             for _ in range(args.critic_epochs):
-                for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                for mb_inds in torch.randperm(len(b_targets), device=device).chunk(args.num_minibatches):
                     v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                     critic_optimizer.zero_grad()
                     v_loss.backward()
@@ -719,8 +793,8 @@ def main():
                     v_losses.append(v_loss.item())
 
             with torch.no_grad():  # a running average of weights, which is not learned
-                for average, weight in zip(target_critic.parameters(), critic.parameters()):
-                    average.lerp_(weight, 1.0 - args.target_critic_keep)
+                for slow, weight in zip(target_critic.parameters(), critic.parameters()):
+                    slow.lerp_(weight, 1.0 - args.target_critic_keep)
 
             # TRY NOT TO MODIFY: execute the game and log data
             time_4 = time.time()
@@ -758,16 +832,19 @@ def main():
                 "time/critic": time_4 - time_3,
             }
             print_progress(args, global_step, metrics)
-            if args.eval_freq and iteration % args.eval_freq == 0 and not received:
+            if RANK == 0 and args.eval_freq and iteration % args.eval_freq == 0 and not received:
                 tell("")
                 metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-            logger.write(global_step, wall(), metrics)
+            if RANK == 0:
+                logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
         save_checkpoint()
-        if received:
-            tell(f"\nresume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-            return 128 + received[0]
+        if number := first_signal(received, device):
+            tell(f"\nresume with: {LAUNCHER} {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            return 128 + number
+        if RANK > 0:
+            return 0
         signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tell("")
@@ -782,8 +859,11 @@ def main():
         print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
         return 1
     finally:
-        logger.writer.close()
+        if RANK == 0:
+            logger.writer.close()
         env.close()
+        if WORLD_SIZE > 1:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

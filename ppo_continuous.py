@@ -15,6 +15,7 @@ the new policy and the one that collected the data is clipped, so that no sample
 
 Try:     python ppo_continuous.py --env-id ant --total-timesteps 2000000 --capture-video
 Resume:  python ppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
+Share:   torchrun --nproc-per-node 2 ppo_continuous.py ... divides the environments among two processes, or GPUs
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import tyro
 import warp as wp
@@ -221,16 +223,16 @@ def rollout(env, actor, critic, normalizer, return_normalizer, args):
     """H steps of every environment: data (H, N, ...), and the return and length of every episode that ended."""
     frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 at first
     raw_obs = env.detach()
-    normalizer.update(raw_obs)
+    normalizer.update(gather(raw_obs))
     steps, episodes = [], []
     for _ in range(args.num_steps):
         obs = frozen(raw_obs)
         mean, log_std = actor(obs)
         action = mean + log_std.exp() * torch.randn_like(mean)
         raw_obs, reward, terminated, truncated, infos = env.step(action)  # clamps the action, whose density is as drawn
-        normalizer.update(raw_obs)
+        normalizer.update(gather(raw_obs))
         steps.append((obs, action, mean, log_std, reward, frozen(infos["final_obs"]), terminated, truncated))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     names = ("obs", "action", "mean", "log_std", "rewards", "next_obs", "terminated", "truncated")
     data = {name: torch.stack(column) for name, column in zip(names, zip(*steps))}
@@ -238,7 +240,8 @@ def rollout(env, actor, critic, normalizer, return_normalizer, args):
     # the value of the true successor: 0 after a fall, V(s') everywhere else, also after a time-out
     next_values = return_normalizer.restore(critic(data.pop("next_obs")))
     data["next_values"] = torch.where(data["terminated"], 0.0, next_values)
-    return data, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def gae(rewards, values, next_values, dones, gamma, lam):
@@ -290,7 +293,9 @@ class TrainingFailed(Exception):
 
 def clipped_step(optimizer, max_grad_norm):
     """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
-    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm).item()
+    parameters = optimizer.param_groups[0]["params"]
+    average([p.grad for p in parameters])  # of equal shares of the batch: the gradient of the whole batch
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     usable = norm <= 1e6  # NaN is not
     if usable:
         optimizer.step()
@@ -303,6 +308,49 @@ def count_failures(failures, quantity, usable):
     failures[quantity] = 0 if any(usable) else failures[quantity] + 1
     if failures[quantity] == 10:
         raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
+
+
+# Data-parallel: `torchrun --nproc-per-node K` starts K processes, each with its share of the environments
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_SIZE}"
+
+
+def communicate(collective, *args):
+    try:
+        collective(*args)
+    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+        raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
+
+
+def average(tensors):
+    """Replace every tensor by its mean over the processes, in place."""
+    if WORLD_SIZE > 1:
+        flat = torch.cat([x.flatten() for x in tensors])
+        communicate(dist.all_reduce, flat)
+        for x, mean in zip(tensors, (flat / WORLD_SIZE).split([x.numel() for x in tensors])):
+            x.copy_(mean.view_as(x))
+
+
+def gather(rows):
+    """The rows (n, ...) of all K processes, (K n, ...): the same tensor in each of them."""
+    if WORLD_SIZE == 1:
+        return rows
+    everyone = rows.new_empty(WORLD_SIZE * len(rows), *rows.shape[1:])
+    communicate(dist.all_gather, list(everyone.chunk(WORLD_SIZE)), rows.contiguous())
+    return everyone
+
+
+def gather_shares(share):
+    """What each process has to save, in a list; None everywhere but in process 0, which saves it."""
+    shares = [share] * WORLD_SIZE if RANK == 0 else None
+    if WORLD_SIZE > 1:
+        communicate(dist.gather_object, share, shares)
+    return shares
+
+
+def first_signal(received, device):
+    """The number of a signal that reached one of the processes, or 0: they all stop after the same iteration."""
+    return gather(torch.tensor([received[0] if received else 0], device=device)).max().item()
 
 
 # Evaluation
@@ -394,6 +442,8 @@ def parse_args():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.batch_size = args.num_envs * args.num_steps
+    if args.num_envs % WORLD_SIZE:
+        usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
     at_least = dict.fromkeys("num_envs num_steps num_minibatches update_epochs num_eval_envs".split(), 1)
     at_least |= dict.fromkeys("seed ent_coef clip_coef gamma gae_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate final_learning_rate target_kl max_grad_norm".split(), 1e-12)
@@ -484,7 +534,14 @@ def print_progress(args, global_step, metrics):
 
 def main():
     args, state = parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and args.cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if WORLD_SIZE > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
 
     # TRY NOT TO MODIFY: seeding
@@ -495,7 +552,8 @@ def main():
 
     # env setup
     print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
-    env = envs.make(args.env_id, num_envs=args.num_envs, device=device, seed=args.seed)
+    seed = args.seed * WORLD_SIZE + RANK
+    env = envs.make(args.env_id, num_envs=args.num_envs // WORLD_SIZE, device=device, seed=seed)
     env.reset()
 
     # agent setup
@@ -503,10 +561,12 @@ def main():
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     return_normalizer = ReturnNormalizer().to(device)
-    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, eps=1e-5)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5)
+    actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
-    modules |= {"env": env, "actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    if RANK > 0:
+        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the advantage", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -515,27 +575,35 @@ def main():
         try:
             for name in ("actor", "normalizer") if args.eval_only else modules:
                 modules[name].load_state_dict(state[name])
+            if not args.eval_only:
+                if len(state["shares"]) != WORLD_SIZE:
+                    raise ValueError(f"it was written by {len(state['shares'])} process(es), not {WORLD_SIZE}")
+                share = state["shares"][RANK]
+                env.load_state_dict(share["env"])
         except (KeyError, RuntimeError, ValueError) as error:
             expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
             usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
             folder = os.path.dirname(args.checkpoint)
-            report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
+            if RANK == 0:
+                report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
             return 0
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(share["rng"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
+            torch.cuda.set_rng_state(share["cuda_rng"])
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
         failures = state["failures"]
-    run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
+    run_dir = os.path.dirname(args.checkpoint or "") or "."
+    if RANK == 0 and not args.checkpoint:
+        run_dir = create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    if args.track:
+    if args.track and RANK == 0:
         import wandb
 
         options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
         wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
-    logger = Logger(run_dir, args, global_step)
+    logger = Logger(run_dir, args, global_step) if RANK == 0 else None
     print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
     print(f"run folder {run_dir}", flush=True)
 
@@ -543,9 +611,13 @@ def main():
         checkpoint = {name: module.state_dict() for name, module in modules.items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        save_atomically(checkpoint, checkpoint_path)
+        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures}
+        # what each process has of its own
+        share = {"env": env.state_dict(), "rng": torch.get_rng_state()}
+        share["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
+        checkpoint["shares"] = gather_shares(share)
+        if RANK == 0:
+            save_atomically(checkpoint, checkpoint_path)
 
     def wall():
         return wall_before + time.time() - start_time
@@ -565,7 +637,7 @@ def main():
     # TRY NOT TO MODIFY: start the game
     start_time, start_step = time.time(), global_step
     try:
-        while global_step + args.batch_size <= args.total_timesteps and not received:
+        while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # lr_k = lr + (lr_end - lr) k / K
             fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
@@ -586,11 +658,14 @@ def main():
             finite = advantages.isfinite()
             count_failures(failures, quantities[0], [finite.any().item()])
             data["returns"] = advantages + values
-            if finite.any():
-                return_normalizer.update(data["returns"][finite][:, None])
+            kept = gather(data["returns"].flatten())
+            kept = kept[kept.isfinite()]
+            if len(kept):
+                return_normalizer.update(kept[:, None])
             data["targets"] = return_normalizer(data["returns"])
             if args.norm_adv:
-                kept = advantages[finite]
+                kept = gather(advantages.flatten())
+                kept = kept[kept.isfinite()]
                 advantages = (advantages - kept.mean()) / (kept.std(correction=0) + 1e-8)
             data["advantages"] = torch.where(finite, advantages, 0.0)  # dropped, and counted in the log
 
@@ -602,7 +677,7 @@ def main():
             actor_steps, policy_stats, critic_steps, v_losses = [], [], [], []
             for _ in range(args.update_epochs):
                 kls = []
-                for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                for mb_inds in torch.randperm(len(b_data["obs"]), device=device).chunk(args.num_minibatches):
                     time_2 = time.time()
                     mb_data = {
                         name: b_data[name][mb_inds]
@@ -623,7 +698,9 @@ def main():
                     v_losses.append(v_loss.item())
                     time_actor, time_critic = time_actor + time_3 - time_2, time_critic + time.time() - time_3
                 if args.adaptive_lr:
-                    lr = adapted_learning_rate(actor_optimizer.param_groups[0]["lr"], np.mean(kls), args.target_kl)
+                    kl = torch.tensor(np.mean(kls), device=device)
+                    average([kl])
+                    lr = adapted_learning_rate(actor_optimizer.param_groups[0]["lr"], kl.item(), args.target_kl)
                     actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
             with torch.no_grad():  # only measurements: how far the policy has moved, what the critic knew
                 approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
@@ -658,16 +735,19 @@ def main():
                 "time/critic": time_critic,
             }
             print_progress(args, global_step, metrics)
-            if args.eval_freq and iteration % args.eval_freq == 0 and not received:
+            if RANK == 0 and args.eval_freq and iteration % args.eval_freq == 0 and not received:
                 tell("")
                 metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-            logger.write(global_step, wall(), metrics)
+            if RANK == 0:
+                logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
         save_checkpoint()
-        if received:
-            tell(f"\nresume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-            return 128 + received[0]
+        if number := first_signal(received, device):
+            tell(f"\nresume with: {LAUNCHER} {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            return 128 + number
+        if RANK > 0:
+            return 0
         signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tell("")
@@ -682,8 +762,11 @@ def main():
         print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
         return 1
     finally:
-        logger.writer.close()
+        if RANK == 0:
+            logger.writer.close()
         env.close()
+        if WORLD_SIZE > 1:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Train:    python reppo_continuous.py --env-id ant --total-timesteps 3000000
           about 4,000 steps per second on one CPU core of its own; return 3,910, and 4,310 with the deterministic policy
           (one seed)
 Resume:   python reppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
+Share:    torchrun --nproc-per-node 2 reppo_continuous.py ... divides the environments among two processes, or GPUs
 Faithful: python reppo_continuous.py --kl-estimator mc --norm rms --num-value-samples 1 --min-std 0 --weight-decay 0.01
           --actor-hidden-dims 512 512 --critic-hidden-dims 512 512 512
           (what the authors' PyTorch code does where our default differs, as far as there are flags; see the docs)
@@ -40,6 +41,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import tyro
 import warp as wp
@@ -313,18 +315,18 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     """T steps of every environment: data (T, N, ...), and the return and length of every episode that ended."""
     frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the KL would not be 0 at first
     raw_obs = env.detach()
-    normalizer.update(raw_obs)
+    normalizer.update(gather(raw_obs))
     steps, episodes = [], []
     for t in range(args.num_steps):
         obs = frozen(raw_obs)
         mean, log_std = actor(obs)
         action = torch.tanh(mean + log_std.exp() * torch.randn_like(mean))
         raw_obs, reward, terminated, truncated, infos = env.step(action)
-        normalizer.update(raw_obs)
+        normalizer.update(gather(raw_obs))
         end = terminated | truncated | (t == args.num_steps - 1)
         next_obs = frozen(infos["final_obs"])  # the true successor, also after a time-out
         steps.append((obs, action, mean, log_std, args.reward_scale * reward, next_obs, terminated, end))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     names = ("obs", "action", "mean", "log_std", "rewards", "next_obs", "terminated", "ends")
     data = {name: torch.stack(column) for name, column in zip(names, zip(*steps))}
@@ -333,7 +335,8 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     # after a fall there is neither value nor entropy
     data["next_values"] = torch.where(data["terminated"], 0.0, values)
     data["next_bonuses"] = torch.where(data["terminated"], 0.0, alpha * entropies)
-    return data, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def td_lambda_targets(rewards, next_values, next_bonuses, ends, gamma, lam):
@@ -361,7 +364,9 @@ def critic_loss(critic, data, args):
     # L_aux: the features of the next state and action, where there is a next state, as they were in the rollout
     errors = ((critic.predictor(features) - data["next_features"]) ** 2).mean(-1)
     alive = ~data["terminated"]
-    aux_loss = torch.where(alive, errors, 0.0).sum() / alive.sum().clamp(min=1)
+    num_alive = alive.sum().float()
+    average([num_alive])  # processes with more of them count more
+    aux_loss = torch.where(alive, errors, 0.0).sum() / num_alive.clamp(min=1.0)
     return value_loss + args.aux_coef * aux_loss, value_loss.item(), aux_loss.item()
 
 
@@ -417,7 +422,9 @@ class TrainingFailed(Exception):
 
 def clipped_step(optimizer, max_grad_norm):
     """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
-    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm).item()
+    parameters = optimizer.param_groups[0]["params"]
+    average([p.grad for p in parameters])  # of equal shares of the batch: the gradient of the whole batch
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     usable = norm <= 1e6  # NaN is not
     if usable:
         optimizer.step()
@@ -430,6 +437,49 @@ def count_failures(failures, quantity, usable):
     failures[quantity] = 0 if any(usable) else failures[quantity] + 1
     if failures[quantity] == 10:
         raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
+
+
+# Data-parallel: `torchrun --nproc-per-node K` starts K processes, each with its share of the environments
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_SIZE}"
+
+
+def communicate(collective, *args):
+    try:
+        collective(*args)
+    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+        raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
+
+
+def average(tensors):
+    """Replace every tensor by its mean over the processes, in place."""
+    if WORLD_SIZE > 1:
+        flat = torch.cat([x.flatten() for x in tensors])
+        communicate(dist.all_reduce, flat)
+        for x, mean in zip(tensors, (flat / WORLD_SIZE).split([x.numel() for x in tensors])):
+            x.copy_(mean.view_as(x))
+
+
+def gather(rows):
+    """The rows (n, ...) of all K processes, (K n, ...): the same tensor in each of them."""
+    if WORLD_SIZE == 1:
+        return rows
+    everyone = rows.new_empty(WORLD_SIZE * len(rows), *rows.shape[1:])
+    communicate(dist.all_gather, list(everyone.chunk(WORLD_SIZE)), rows.contiguous())
+    return everyone
+
+
+def gather_shares(share):
+    """What each process has to save, in a list; None everywhere but in process 0, which saves it."""
+    shares = [share] * WORLD_SIZE if RANK == 0 else None
+    if WORLD_SIZE > 1:
+        communicate(dist.gather_object, share, shares)
+    return shares
+
+
+def first_signal(received, device):
+    """The number of a signal that reached one of the processes, or 0: they all stop after the same iteration."""
+    return gather(torch.tensor([received[0] if received else 0], device=device)).max().item()
 
 
 # Evaluation
@@ -521,6 +571,8 @@ def parse_args():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.batch_size = args.num_envs * args.num_steps
+    if args.num_envs % WORLD_SIZE:
+        usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
     at_least = "num_envs num_steps num_minibatches update_epochs num_eval_envs num_value_samples num_kl_samples"
     at_least = dict.fromkeys(at_least.split(), 1)
     at_least |= dict.fromkeys("seed gamma td_lambda eval_freq kl_bound min_std aux_coef weight_decay".split(), 0)
@@ -635,7 +687,14 @@ def check_support(args, share_outside, already_told):
 
 def main():
     args, state = parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and args.cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if WORLD_SIZE > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
 
     # TRY NOT TO MODIFY: seeding
@@ -646,7 +705,8 @@ def main():
 
     # env setup
     print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
-    env = envs.make(args.env_id, num_envs=args.num_envs, device=device, seed=args.seed)
+    seed = args.seed * WORLD_SIZE + RANK
+    env = envs.make(args.env_id, num_envs=args.num_envs // WORLD_SIZE, device=device, seed=seed)
     env.reset()
 
     # agent setup
@@ -654,13 +714,15 @@ def main():
     actor, critic = Actor(num_obs, num_actions, args).to(device), Critic(num_obs, num_actions, args).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     multipliers = Multipliers(args.alpha_init, args.beta_init).to(device)
-    adam = {"lr": args.learning_rate, "weight_decay": args.weight_decay}  # with decay 0 AdamW is Adam
+    adam = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": True}  # with decay 0 AdamW is Adam
     actor_optimizer = torch.optim.AdamW(actor.parameters(), **adam)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), **adam)
-    dual_optimizer = torch.optim.Adam(multipliers.parameters(), lr=args.dual_learning_rate)
-    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "multipliers": multipliers, "env": env}
+    dual_optimizer = torch.optim.Adam(multipliers.parameters(), lr=args.dual_learning_rate, fused=True)
+    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "multipliers": multipliers}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     modules |= {"dual_optimizer": dual_optimizer}
+    if RANK > 0:
+        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the target of the critic", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -669,16 +731,22 @@ def main():
         try:
             for name in ("actor", "normalizer") if args.eval_only else modules:
                 modules[name].load_state_dict(state[name])
+            if not args.eval_only:
+                if len(state["shares"]) != WORLD_SIZE:
+                    raise ValueError(f"it was written by {len(state['shares'])} process(es), not {WORLD_SIZE}")
+                share = state["shares"][RANK]
+                env.load_state_dict(share["env"])
         except (KeyError, RuntimeError, ValueError) as error:
             expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
             usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
             folder = os.path.dirname(args.checkpoint)
-            report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
+            if RANK == 0:
+                report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
             return 0
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(share["rng"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
+            torch.cuda.set_rng_state(share["cuda_rng"])
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
         failures = state["failures"]
@@ -686,14 +754,16 @@ def main():
         for optimizer in (actor_optimizer, critic_optimizer):
             optimizer.param_groups[0] |= adam
         dual_optimizer.param_groups[0]["lr"] = args.dual_learning_rate
-    run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
+    run_dir = os.path.dirname(args.checkpoint or "") or "."
+    if RANK == 0 and not args.checkpoint:
+        run_dir = create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    if args.track:
+    if args.track and RANK == 0:
         import wandb
 
         options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
         wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
-    logger = Logger(run_dir, args, global_step)
+    logger = Logger(run_dir, args, global_step) if RANK == 0 else None
     print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
     print(f"run folder {run_dir}", flush=True)
 
@@ -701,9 +771,13 @@ def main():
         checkpoint = {name: module.state_dict() for name, module in modules.items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        save_atomically(checkpoint, checkpoint_path)
+        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures}
+        # what each process has of its own
+        share = {"env": env.state_dict(), "rng": torch.get_rng_state()}
+        share["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
+        checkpoint["shares"] = gather_shares(share)
+        if RANK == 0:
+            save_atomically(checkpoint, checkpoint_path)
 
     def wall():
         return wall_before + time.time() - start_time
@@ -725,7 +799,7 @@ def main():
     told_of_support = False
     start_time, start_step = time.time(), global_step
     try:
-        while global_step + args.batch_size <= args.total_timesteps and not received:
+        while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # ALGO LOGIC: collect a rollout and the targets of the critic
             time_0 = time.time()
@@ -753,7 +827,7 @@ def main():
             with torch.no_grad():  # only a measurement: what the critic knew
                 errors = b_data["targets"] - critic.value(critic.features(b_data["obs"], b_data["action"]))
             for _ in range(args.update_epochs):
-                for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                for mb_inds in torch.randperm(len(b_data["obs"]), device=device).chunk(args.num_minibatches):
                     time_2 = time.time()
                     mb_data = {name: b_data[name][mb_inds] for name in minibatch}
                     q_loss, *v_loss = critic_loss(critic, mb_data, args)
@@ -808,16 +882,19 @@ def main():
                 "time/critic": time_critic,
             }
             print_progress(args, global_step, metrics)
-            if args.eval_freq and iteration % args.eval_freq == 0 and not received:
+            if RANK == 0 and args.eval_freq and iteration % args.eval_freq == 0 and not received:
                 tell("")
                 metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-            logger.write(global_step, wall(), metrics)
+            if RANK == 0:
+                logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
         save_checkpoint()
-        if received:
-            tell(f"\nresume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-            return 128 + received[0]
+        if number := first_signal(received, device):
+            tell(f"\nresume with: {LAUNCHER} {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            return 128 + number
+        if RANK > 0:
+            return 0
         signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tell("")
@@ -832,8 +909,11 @@ def main():
         print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
         return 1
     finally:
-        logger.writer.close()
+        if RANK == 0:
+            logger.writer.close()
         env.close()
+        if WORLD_SIZE > 1:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Train:   python sapo_continuous.py --env-id ant --total-timesteps 5000000 --fina
          about 1,600 steps per second on one CPU core; return 5,880, and 6,240 with the deterministic policy (one seed;
          RPO paper, at about twice the steps: 8,719 and 9,101)
 Resume:  python sapo_continuous.py --checkpoint runs/<run>/checkpoint.pt
+Share:   torchrun --nproc-per-node 2 sapo_continuous.py ... divides the environments among two processes, or GPUs
 The numbers come from benchmarks/results.
 """
 
@@ -38,6 +39,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import tyro
 import warp as wp
@@ -241,7 +243,7 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     """
     frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout: the critics see the same observations
     raw_obs = env.detach()  # the graph starts here: earlier rollouts belong to earlier gradients
-    normalizer.update(raw_obs)
+    normalizer.update(gather(raw_obs))
     returns, discount, action_grads, steps, episodes = 0.0, 1.0, [], [], []
     for t in range(args.num_steps):
         obs = frozen(raw_obs)
@@ -249,7 +251,7 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         u = mean + log_std.exp() * torch.randn_like(mean)
         watch(u, action_grads)
         raw_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-        normalizer.update(raw_obs)
+        normalizer.update(gather(raw_obs))
         entropy = squashed_entropy(mean, log_std)
         soft_reward = reward + alpha * entropy
 
@@ -264,12 +266,13 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         discount = torch.where(done, 1.0, args.gamma * discount)
         td_value = values.mean(-1) if args.critic_agg == "mean" else values.amin(-1)
         steps.append((obs, mean, log_std, reward, entropy, td_value, end))
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[infos["_episode"]])
+        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
 
     # as data the rollout has no gradient: the critics learn from numbers, and the policy from R alone
     names = ("obs", "mean", "log_std", "rewards", "entropies", "td_values", "ends")
     data = {name: torch.stack(column).detach() for name, column in zip(names, zip(*steps))}
-    return data, returns, action_grads, torch.cat(episodes).tolist()
+    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
+    return data, returns, action_grads, episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 def policy_loss(returns, args):
@@ -307,7 +310,9 @@ class TrainingFailed(Exception):
 
 def clipped_step(optimizer, max_grad_norm):
     """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
-    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm).item()
+    parameters = optimizer.param_groups[0]["params"]
+    average([p.grad for p in parameters])  # of equal shares of the batch: the gradient of the whole batch
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     usable = norm <= 1e6  # NaN is not
     if usable:
         optimizer.step()
@@ -320,6 +325,49 @@ def count_failures(failures, quantity, usable):
     failures[quantity] = 0 if any(usable) else failures[quantity] + 1
     if failures[quantity] == 10:
         raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
+
+
+# Data-parallel: `torchrun --nproc-per-node K` starts K processes, each with its share of the environments
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_SIZE}"
+
+
+def communicate(collective, *args):
+    try:
+        collective(*args)
+    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+        raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
+
+
+def average(tensors):
+    """Replace every tensor by its mean over the processes, in place."""
+    if WORLD_SIZE > 1:
+        flat = torch.cat([x.flatten() for x in tensors])
+        communicate(dist.all_reduce, flat)
+        for x, mean in zip(tensors, (flat / WORLD_SIZE).split([x.numel() for x in tensors])):
+            x.copy_(mean.view_as(x))
+
+
+def gather(rows):
+    """The rows (n, ...) of all K processes, (K n, ...): the same tensor in each of them."""
+    if WORLD_SIZE == 1:
+        return rows
+    everyone = rows.new_empty(WORLD_SIZE * len(rows), *rows.shape[1:])
+    communicate(dist.all_gather, list(everyone.chunk(WORLD_SIZE)), rows.contiguous())
+    return everyone
+
+
+def gather_shares(share):
+    """What each process has to save, in a list; None everywhere but in process 0, which saves it."""
+    shares = [share] * WORLD_SIZE if RANK == 0 else None
+    if WORLD_SIZE > 1:
+        communicate(dist.gather_object, share, shares)
+    return shares
+
+
+def first_signal(received, device):
+    """The number of a signal that reached one of the processes, or 0: they all stop after the same iteration."""
+    return gather(torch.tensor([received[0] if received else 0], device=device)).max().item()
 
 
 # Evaluation
@@ -411,6 +459,8 @@ def parse_args():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.batch_size = args.num_envs * args.num_steps
+    if args.num_envs % WORLD_SIZE:
+        usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
     at_least = dict.fromkeys("num_envs num_steps num_minibatches critic_epochs num_eval_envs".split(), 1)
     at_least |= dict.fromkeys("seed gamma td_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
@@ -500,7 +550,14 @@ def print_progress(args, global_step, metrics):
 
 def main():
     args, state = parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available() and args.cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if WORLD_SIZE > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
 
     # TRY NOT TO MODIFY: seeding
@@ -511,7 +568,8 @@ def main():
 
     # env setup
     print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
-    env = envs.make(args.env_id, num_envs=args.num_envs, device=device, seed=args.seed)
+    seed = args.seed * WORLD_SIZE + RANK
+    env = envs.make(args.env_id, num_envs=args.num_envs // WORLD_SIZE, device=device, seed=seed)
     env.reset()
 
     # agent setup
@@ -519,14 +577,16 @@ def main():
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     # betas and weight decay are those of the code that the paper builds on
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     temperature = Temperature(args.alpha).to(device)
     alpha_optimizer = torch.optim.AdamW(temperature.parameters(), lr=args.alpha_learning_rate, **adamw)
-    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "env": env, "temperature": temperature}
+    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "temperature": temperature}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     modules |= {"alpha_optimizer": alpha_optimizer}
+    if RANK > 0:
+        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the gradient of the return", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -535,28 +595,36 @@ def main():
         try:
             for name in ("actor", "normalizer") if args.eval_only else modules:
                 modules[name].load_state_dict(state[name])
+            if not args.eval_only:
+                if len(state["shares"]) != WORLD_SIZE:
+                    raise ValueError(f"it was written by {len(state['shares'])} process(es), not {WORLD_SIZE}")
+                share = state["shares"][RANK]
+                env.load_state_dict(share["env"])
         except (KeyError, RuntimeError, ValueError) as error:
             expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
             usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
         if args.eval_only:
             folder = os.path.dirname(args.checkpoint)
-            report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
+            if RANK == 0:
+                report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
             return 0
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(share["rng"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"])
+            torch.cuda.set_rng_state(share["cuda_rng"])
         iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
         finished_episodes.extend(state["finished_episodes"])
         failures = state["failures"]
         alpha_optimizer.param_groups[0]["lr"] = args.alpha_learning_rate  # a flag beside --checkpoint wins
-    run_dir = (os.path.dirname(args.checkpoint) or ".") if args.checkpoint else create_run_dir(args)
+    run_dir = os.path.dirname(args.checkpoint or "") or "."
+    if RANK == 0 and not args.checkpoint:
+        run_dir = create_run_dir(args)
     checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    if args.track:
+    if args.track and RANK == 0:
         import wandb
 
         options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
         wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
-    logger = Logger(run_dir, args, global_step)
+    logger = Logger(run_dir, args, global_step) if RANK == 0 else None
     print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
     print(f"run folder {run_dir}", flush=True)
 
@@ -564,9 +632,13 @@ def main():
         checkpoint = {name: module.state_dict() for name, module in modules.items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures, "rng": torch.get_rng_state()}
-        checkpoint["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        save_atomically(checkpoint, checkpoint_path)
+        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures}
+        # what each process has of its own
+        share = {"env": env.state_dict(), "rng": torch.get_rng_state()}
+        share["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
+        checkpoint["shares"] = gather_shares(share)
+        if RANK == 0:
+            save_atomically(checkpoint, checkpoint_path)
 
     def wall():
         return wall_before + time.time() - start_time
@@ -586,7 +658,7 @@ def main():
     # TRY NOT TO MODIFY: start the game
     start_time, start_step = time.time(), global_step
     try:
-        while global_step + args.batch_size <= args.total_timesteps and not received:
+        while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # lr_k = lr + (lr_end - lr) k / K
             fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
@@ -608,7 +680,7 @@ def main():
             loss.backward(inputs=list(actor.parameters()))  # the critics' weights are constants here
             del returns, loss  # and with them the graph
             time_2 = time.time()
-            action_grads = torch.stack(action_grads) * args.batch_size  # of -R, summed over the environments
+            action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R, summed over the environments
             finite = action_grads.isfinite().all(-1)
             action_grads = torch.where(finite[..., None], action_grads, 0.0)
             count_failures(failures, quantities[0], [finite.any().item()])
@@ -633,7 +705,7 @@ def main():
             time_3 = time.time()
             critic_steps, v_losses = [], []
             for _ in range(args.critic_epochs):
-                for mb_inds in torch.randperm(args.batch_size, device=device).chunk(args.num_minibatches):
+                for mb_inds in torch.randperm(len(b_targets), device=device).chunk(args.num_minibatches):
                     v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                     critic_optimizer.zero_grad()
                     v_loss.backward()
@@ -669,16 +741,19 @@ def main():
                 "time/critic": time_4 - time_3,
             }
             print_progress(args, global_step, metrics)
-            if args.eval_freq and iteration % args.eval_freq == 0 and not received:
+            if RANK == 0 and args.eval_freq and iteration % args.eval_freq == 0 and not received:
                 tell("")
                 metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-            logger.write(global_step, wall(), metrics)
+            if RANK == 0:
+                logger.write(global_step, wall(), metrics)
             if iteration % args.checkpoint_freq == 0:
                 save_checkpoint()
         save_checkpoint()
-        if received:
-            tell(f"\nresume with: python {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-            return 128 + received[0]
+        if number := first_signal(received, device):
+            tell(f"\nresume with: {LAUNCHER} {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
+            return 128 + number
+        if RANK > 0:
+            return 0
         signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tell("")
@@ -693,8 +768,11 @@ def main():
         print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
         return 1
     finally:
-        logger.writer.close()
+        if RANK == 0:
+            logger.writer.close()
         env.close()
+        if WORLD_SIZE > 1:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def collect(run_dir, command, commit=None, name=None, results=RESULTS):
     """Write the results file of a finished run and return its path; the arguments are those of Args."""
     if not is_finished(run_dir):
         sys.exit(f"{run_dir}: the last line of metrics.csv is not the final evaluation: the run has not finished")
-    on_cuda = torch.load(run_dir / "checkpoint.pt", weights_only=True)["cuda_rng"] is not None
+    on_cuda = torch.load(run_dir / "checkpoint.pt", weights_only=True)["shares"][0]["cuda_rng"] is not None
     env_id, script, seed, started = run_dir.resolve().name.split("__")
     date = datetime.date.fromtimestamp(int(started)).isoformat()
     output = results / f"{name or f'{script}__{env_id}__{seed}'}.csv"

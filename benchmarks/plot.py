@@ -1,56 +1,155 @@
-"""Learning curves: `python benchmarks/plot.py` writes results/<env_id>.png for every task in benchmarks/results."""
+"""Everything that benchmarks/results shows: `python benchmarks/plot.py`.
 
-import csv
-import re
-from collections import defaultdict
+Writes results/<env_id>.png (learning curves of a task), results/all.png (of four tasks, for the README),
+results/ablations_<env_id>.png, RESULTS.md, and the tables between the markers of the README.
+"""
+
+import itertools
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
-# RPO paper (arXiv 2508.06214), table 1: stochastic policy, at the paper's full budget
-PAPER_RPO = {"hopper": 5525.57, "ant": 8891.04, "humanoid": 8637.78, "anymal": 15674.12}
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import tables  # noqa: E402
+from benchmarks.records import (  # noqa: E402
+    ABLATIONS,
+    BENCHMARKS,
+    RESULTS,
+    ROOT,
+    SCRIPTS,
+    final_returns,
+    groups_of,
+    groups_of_ablation,
+    is_standard,
+    read_ablations,
+    read_all,
+    read_paper,
+    tasks_of,
+)
+
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
+LINES = ("-", "--", ":", "-.")
 
 
-def read(path):
-    """Steps, wall-clock seconds, training returns, the final evaluation, and the machine of one results file."""
-    with open(path, newline="") as file:
-        header, *lines = file.read().splitlines()
-    rows = list(csv.DictReader(lines))
-    machine = re.search(r"device: (.*), cores: (\d+)", header)
-    curve = [row for row in rows if row["episodic_return"] not in ("", "nan")]
-    columns = [[float(row[name]) for row in curve] for name in ("global_step", "wall_s", "episodic_return")]
-    return *columns, float(rows[-1]["eval_episodic_return"]), f"{machine[1]}, {machine[2]} cores"
+def curve(group, column):
+    """The steps at which all runs of a group logged a column, and its values there, (runs, steps)."""
+    logged = [run.logged(column) for run in group]
+    steps = sorted(set.intersection(*map(set, logged)))
+    return np.array(steps), np.array([[values[step] for step in steps] for values in logged])
 
 
-def plot(env_id, paths):
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for path in paths:
-        script, _, seed = path.stem.split("__")
-        steps, seconds, returns, final, machine = read(path)
-        name = script.removesuffix("_continuous")
-        label = f"{name.upper()}, seed {seed}: {final:.0f} at the end"
-        axes[0].plot([step / 1e6 for step in steps], returns, COLORS.get(name, "C7"), label=label)
-        axes[1].plot([second / 60 for second in seconds], returns, COLORS.get(name, "C7"), label=machine)
-    if env_id in PAPER_RPO:
-        axes[0].axhline(PAPER_RPO[env_id], color="gray", linewidth=0.8, linestyle="--", label="RPO paper, full budget")
-        axes[1].axhline(PAPER_RPO[env_id], color="gray", linewidth=0.8, linestyle="--")
-    axes[0].set(xlabel="environment steps [million]", ylabel="return (mean of the last 100 episodes)", title=env_id)
-    axes[1].set(xlabel="wall clock [minutes]")
+def draw(ax, group, column, label, color, line, against_minutes=False):
+    """The mean over runs, against steps or wall clock, and of several runs a band of one standard deviation (n - 1)."""
+    x, values = curve(group, column)
+    if against_minutes:
+        x = np.mean([[run.logged("wall_s")[step] / 60 for step in x] for run in group], axis=0)
+    else:
+        x = x / 1e6
+    mean = values.mean(0)
+    ax.plot(x, mean, color=color, linestyle=line, linewidth=1.3, label=label)
+    if len(group) > 1:
+        std = values.std(0, ddof=1)
+        ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+
+
+def draw_paper(ax, env_id):
+    """RPO's return in its paper."""
+    row = read_paper().get((env_id, "rpo"))
+    if row:
+        ax.axhline(
+            float(row["stochastic"]), color="gray", linestyle="--", linewidth=0.8, label="RPO paper, full budget"
+        )
+
+
+def with_style(runs, env_id):
+    """Script, line style, runs; a script with several settings has several line styles."""
+    for script in SCRIPTS:
+        for line, group in zip(itertools.cycle(LINES), groups_of(runs, env_id, script)):
+            yield script, line, group
+
+
+def finish(figure, axes, output, ncols):
+    """One legend below all axes, every label once."""
+    handles = {}
     for ax in axes:
-        ax.legend(loc="lower right", fontsize=8)
         ax.grid(alpha=0.3)
-    figure.savefig(RESULTS / f"{env_id}.png", dpi=110)
-    print(RESULTS / f"{env_id}.png")
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=ncols, fontsize=9, frameon=False)
+    figure.savefig(output, dpi=110)
+    plt.close(figure)
+    print(output)
 
 
-def main():
-    tasks = defaultdict(list)
-    for path in sorted(RESULTS.glob("*__*__*.csv")):
-        tasks[path.stem.split("__")[1]].append(path)
-    for env_id, paths in tasks.items():
-        plot(env_id, paths)
+def plot_task(env_id, runs, output):
+    """Returns against steps and against wall clock."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
+    for script, line, group in with_style(runs, env_id):
+        label = f"{SCRIPTS[script]}, {tables.seeds(group)}: {tables.spread(final_returns(group))}"
+        for ax, against_minutes in zip(axes, (False, True)):
+            draw(ax, group, "episodic_return", label, COLORS[script], line, against_minutes)
+    for ax in axes:
+        draw_paper(ax, env_id)
+    axes[0].set(xlabel="environment steps [million]", ylabel="return (mean of the last 100 episodes)", title=env_id)
+    axes[1].set(xlabel="wall clock [minutes], upper bounds: see RESULTS.md")
+    finish(figure, axes, output, ncols=3)
+
+
+def plot_all(runs, output):
+    """Returns of the paper's locomotion tasks against steps, in one row."""
+    env_ids = ("hopper", "ant", "anymal", "humanoid")
+    figure, axes = plt.subplots(1, len(env_ids), figsize=(13, 3.6), layout="constrained")
+    for ax, env_id in zip(axes, env_ids):
+        for script, line, group in with_style(runs, env_id):
+            draw(ax, group, "episodic_return", SCRIPTS[script], COLORS[script], line)
+        draw_paper(ax, env_id)
+        ax.set(title=env_id, xlabel="environment steps [million]")
+    axes[0].set_ylabel("return")
+    finish(figure, axes, output, ncols=len(SCRIPTS) + 1)
+
+
+def ablation_style(name):
+    """RPO's variants differ in colour, those of the other scripts in line style."""
+    script = name.split("_")[0]
+    position = [other for other in ABLATIONS if other.split("_")[0] == script].index(name)
+    return (
+        (("C0", "C3", "C4", "C5", "C6", "C8", "C9")[position], "-")
+        if script == "rpo"
+        else (COLORS[script], LINES[position])
+    )
+
+
+def plot_ablations(env_id, runs, output):
+    """Returns of RPO's variants and of the other scripts', and what becomes of the ratio."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    for name, title in ABLATIONS.items():
+        for group in groups_of_ablation(runs, env_id, name):
+            style = (title, *ablation_style(name))
+            if name.startswith("rpo"):
+                draw(axes[0, 0], group, "episodic_return", *style)
+                draw(axes[1, 0], group, "effective_sample_ratio", *style)
+                draw(axes[1, 1], group, "ratio_max", *style)
+            if name == "rpo" or not name.startswith("rpo"):
+                draw(axes[0, 1], group, "episodic_return", *style)
+    for ax, title in zip(axes.flat, ("return", "return", "effective sample ratio", "largest ratio of an epoch")):
+        ax.set(xlabel="environment steps [million]", ylabel=title)
+    axes[0, 0].set_title(f"{env_id}: RPO's variants")
+    axes[0, 1].set_title(f"{env_id}: SAPO and SHAC")
+    axes[1, 1].set_yscale("log")
+    finish(figure, axes.flat, output, ncols=3)
+
+
+def main(results=RESULTS, page=BENCHMARKS / "RESULTS.md", readme=ROOT / "README.md"):
+    runs = [run for run in read_all(results) if is_standard(run)]
+    for env_id in tasks_of(runs):
+        plot_task(env_id, runs, results / f"{env_id}.png")
+    plot_all(runs, results / "all.png")
+    ablations = read_ablations(results)
+    for env_id in tasks_of(ablations):
+        plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
+    page.write_text(tables.results_page(results, page))
+    readme.write_text(tables.filled_readme(results, readme))
 
 
 if __name__ == "__main__":

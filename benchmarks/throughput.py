@@ -1,15 +1,20 @@
 """How many environment steps per second: forward, and forward plus backward through 32 steps (env-steps counted once).
 
-    python benchmarks/throughput.py --env-ids hopper --num-envs 1024
+    python benchmarks/throughput.py --env-ids hopper --num-envs 16 256 4096
     python benchmarks/throughput.py --output benchmarks/results/throughput_cpu.csv
+    python benchmarks/throughput.py --train --output benchmarks/results/training_cpu.csv
 
-Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task one row for each number of
-simulator threads.
+Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task and number of environments one
+row for each number of threads.  With --train, rpo_continuous.py is run as well, with its own defaults: `training` has
+its environment steps per second, learning and logging included, and the other columns what an iteration of it spends
+its time on, in milliseconds.
 """
 
 import csv
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +25,8 @@ import torch
 import tyro
 import warp as wp
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 
@@ -40,14 +46,18 @@ NUM_ENVS = {
 class Args:
     env_ids: tuple[Literal[envs.ENV_IDS], ...] = envs.ENV_IDS
     """the tasks"""
-    num_envs: int | None = None
-    """parallel environments; default: NUM_ENVS"""
+    num_envs: tuple[int, ...] = ()
+    """numbers of parallel environments; default: the one of NUM_ENVS"""
     device: str = "cpu"
     """cpu or cuda"""
     horizon: int = 32
     """steps of a rollout, all of which are differentiated"""
     repeats: int = 7
     """rollouts per figure"""
+    train: bool = False
+    """measure the training as well"""
+    iterations: int = 10
+    """of the training; the first two are a warm-up"""
     output: str | None = None
     """write the table to this CSV file as well"""
 
@@ -73,8 +83,7 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def measure(args, env_id, num_threads):
-    num_envs = args.num_envs or NUM_ENVS[env_id]
+def measure(args, env_id, num_envs, num_threads):
     env = envs.make(env_id, num_envs=num_envs, device=args.device, num_threads=num_threads)
     row = {"env_id": env_id, "num_envs": num_envs, "device": args.device}
     row["threads"] = len(env.simulator.slices) if args.device == "cpu" else ""
@@ -83,17 +92,47 @@ def measure(args, env_id, num_threads):
         seconds = median(rollout_seconds(env, args.horizon, backward) for _ in range(args.repeats))
         row[name] = round(num_envs * args.horizon / seconds)
     env.close()
-    return row
+    return row | (measure_training(args, row) if args.train else {})
+
+
+def measure_training(args, row):
+    """What an iteration of RPO on the same task, number of environments and threads takes."""
+    batch_size = row["num_envs"] * args.horizon
+    flags = {"env-id": row["env_id"], "num-envs": row["num_envs"], "num-steps": args.horizon, "num-eval-envs": 1}
+    flags["total-timesteps"] = args.iterations * batch_size
+    command = [sys.executable, str(ROOT / "rpo_continuous.py"), *(f"--{name}={value}" for name, value in flags.items())]
+    command.append("--cuda" if args.device == "cuda" else "--no-cuda")
+    environment = os.environ | ({"OMP_NUM_THREADS": str(row["threads"])} if args.device == "cpu" else {})
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+        (path,) = Path(folder).glob("runs/*/metrics.csv")
+        rows = [line for line in csv.DictReader(path.read_text().splitlines()) if line["SPS"]]
+    walls = [float(line["wall_s"]) for line in rows]
+    times = {"wall": median(after - before for before, after in zip(walls[1:], walls[2:]))}
+    for name in ("rollout", "backward", "actor", "critic"):
+        times[name] = median(float(line[f"time_{name}"]) for line in rows[2:])
+    # the rollout is the simulator's forward pass, as measured alone, and the policy and the critics in between
+    simulator = batch_size / row["forward"]
+    parts = {"simulator_forward": simulator, "networks_in_rollout": times["rollout"] - simulator}
+    parts |= {name: times[name] for name in ("backward", "actor", "critic")}
+    parts["rest"] = times["wall"] - sum(parts.values())
+    milliseconds = {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in parts.items()}
+    return {"training": round(batch_size / times["wall"])} | milliseconds
 
 
 def main():
     args = tyro.cli(Args)
     wp.config.log_level = wp.LOG_WARNING
     threads = sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())}) if args.device == "cpu" else [None]
-    rows = [measure(args, env_id, num_threads) for env_id in args.env_ids for num_threads in threads]
+    rows = [
+        measure(args, env_id, num_envs, num_threads)
+        for env_id in args.env_ids
+        for num_envs in args.num_envs or (NUM_ENVS[env_id],)
+        for num_threads in threads
+    ]
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(f"{x:,}" if isinstance(x, int) else x for x in row.values()) + " |")
+        print("| " + " | ".join(f"{x:,}" if isinstance(x, int | float) else x for x in row.values()) + " |")
     if args.output:
         with open(args.output, "w", newline="") as file:
             file.write(provenance("python " + " ".join(sys.argv), args.device))

@@ -18,7 +18,7 @@ wp.set_module_options({"enable_backward": False})  # nobody differentiates a pic
 
 FAR = wp.constant(1.0e6)  # m, where a ray ends that meets nothing
 NEAR = wp.constant(1.0e-3)  # m, so that a shadow ray does not meet the surface it starts from
-TO_LIGHT = wp.constant(wp.normalize(wp.vec3(-0.4, 1.0, 0.5)))
+TO_LIGHT = wp.constant(wp.vec3(*(np.array([-0.4, 1.0, 0.5]) / 1.41**0.5)))  # unit length
 HAZE = wp.constant(14.0)  # m
 SKY = wp.constant(wp.vec3(0.78, 0.87, 0.96))
 TILES = ((0.58, 0.62, 0.68), (0.52, 0.56, 0.62))

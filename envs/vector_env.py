@@ -113,6 +113,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.episode_return = torch.zeros(self.num_envs, device=self.device)
         self.episode_length = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self.diverged = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return self._observe(), {}
 
     def step(self, action):
@@ -130,7 +131,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
                                      is that of its new episode.
         These tensors may be the environment's own: do not modify them in place.
         obs, reward and final_obs are differentiable with respect to the actions and states since the last detach().
-        Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.
+        Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.  On CUDA
+        the error for NaN in an action comes with the next detach(): until then its environment has diverged.
         """
         self._check_usable()
         action = self._checked_action(action).clamp(-1.0, 1.0)
@@ -197,6 +199,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def detach(self):
         """Cut the autograd graph at the current state, which does not change. Returns the observation."""
         self._check_usable()
+        self._refuse_nan_actions()
         # the next rollout differentiates from here: what led to this state is a constant for it
         self.joint_q, self.joint_qd = self.joint_q.detach(), self.joint_qd.detach()
         self.last_action = self.last_action.detach()
@@ -267,10 +270,16 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     def _checked_action(self, action):
         self._check_tensor("action", action, self.num_actions)
-        if action.isnan().any():
-            rows = action.isnan().any(dim=1).nonzero().flatten().tolist()
-            raise ValueError(f"action: expected numbers, got NaN in environment(s) {str(rows[:8])[1:-1]}")
+        self.nan_actions = self.nan_actions | action.isnan().any(dim=1)
+        if not action.is_cuda:  # there the host would wait for the GPU at every step
+            self._refuse_nan_actions()
         return action
+
+    def _refuse_nan_actions(self):
+        if self.nan_actions.any():
+            rows = self.nan_actions.nonzero().flatten().tolist()
+            self.nan_actions = torch.zeros_like(self.nan_actions)
+            raise ValueError(f"action: expected numbers, got NaN in environment(s) {str(rows[:8])[1:-1]}")
 
     def _check_tensor(self, name, x, width):
         shape = (self.num_envs, width)

@@ -50,7 +50,7 @@ def test_scripts_and_seeds_are_run_collected_and_then_skipped(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
-    flags = ["--scripts", "rpo", "--name", "x", f"--flags={TINY} --total-timesteps 9600"]
+    flags = ["--scripts", "rpo", "--name", "x", "--jobs", 2, f"--flags={TINY} --total-timesteps 4800"]
     process = subprocess.Popen(command(tmp_path, *flags), stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while not list((tmp_path / "runs").glob("hopper__x__1__*/checkpoint.pt")):
@@ -60,11 +60,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in output
     (folder,) = (tmp_path / "runs").glob("hopper__x__1__*")
-    assert 2 <= len((folder / "metrics.csv").read_text().splitlines()) - 1 < 300
+    assert 2 <= len((folder / "metrics.csv").read_text().splitlines()) - 1 < 150
     assert "x__hopper__1: done" in run(tmp_path, *flags)
     assert list((tmp_path / "runs").glob("hopper__x__1__*")) == [folder]  # no second start from nothing
     _, rows = read(tmp_path / "x__hopper__1.csv")
-    assert [int(row["global_step"]) for row in rows] == [*range(32, 9601, 32), 9600]
+    assert [int(row["global_step"]) for row in rows] == [*range(32, 4801, 32), 4800]
 
 
 def test_a_run_that_is_still_running_is_not_started_again(tmp_path):

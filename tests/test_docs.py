@@ -14,7 +14,7 @@ import sapo_continuous
 import shac_continuous
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {
     "rpo": rpo_continuous,
     "shac": shac_continuous,

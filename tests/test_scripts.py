@@ -73,9 +73,9 @@ def assert_same_training(a, b):
         else:
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
 
-    modules = {"actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "env", "rng"}
+    modules = {"actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "shares"}
     own = {"temperature", "alpha_optimizer", "return_normalizer", "multipliers", "dual_optimizer"}
-    own |= {"target_critic", "gains", "alpha", "replay"}
+    own |= {"target_critic", "gains", "alpha"}
     for name in modules | (states[0].keys() & own):
         compare(states[0][name], states[1][name], name)
     clocks = {"wall_s", "SPS", "time_rollout", "time_backward", "time_actor", "time_critic"}
@@ -222,6 +222,7 @@ def test_an_evaluation_does_not_touch_the_training(tmp_path):
         run(tmp_path / name, *TINY, "--total-timesteps", 96, "--eval-freq", frequency)
     a, b = (torch.load(run_dir(tmp_path / name) / "checkpoint.pt", weights_only=True) for name in ("with", "without"))
     assert all(torch.equal(a["actor"][name], b["actor"][name]) for name in a["actor"])
+    (a,), (b,) = a["shares"], b["shares"]
     assert torch.equal(a["rng"], b["rng"]) and torch.equal(a["env"]["joint_q"], b["env"]["joint_q"])
 
 

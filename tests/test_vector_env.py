@@ -348,6 +348,15 @@ def test_a_step_after_a_divergence_has_clean_gradients():
     assert torch.equal(gradient(), clean)
 
 
+def test_detach_tells_of_nan_actions_that_a_step_did_not_wait_for():
+    """On CUDA a step only notes them."""
+    env = make(4, num_threads=1)
+    env.nan_actions[2] = True
+    with pytest.raises(ValueError, match="action: expected numbers, got NaN in environment\\(s\\) 2"):
+        env.detach()
+    env.detach()  # told once
+
+
 def closed(env):
     env.close()
     return env

@@ -1,0 +1,159 @@
+"""Reading benchmarks/results: which file is a run of what, and which runs belong together."""
+
+import csv
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = BENCHMARKS / "results"
+# the order of tables and legends
+TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
+SCRIPTS = {
+    "rpo": "RPO",
+    "shac": "SHAC",
+    "sapo": "SAPO",
+    "reppo": "REPPO",
+    "ppo": "PPO",
+    "gippo": "GI-PPO",
+    "sac": "SAC",
+}
+# results/ablations/<name>__<env_id>__<seed>.csv, see paper.sh
+ABLATIONS = {
+    "rpo": "RPO",
+    "rpo_no_kl": "RPO without the KL term",
+    "rpo_no_clip": "RPO without clipping",
+    "rpo_no_kl_clip_0.1": "RPO without the KL term, clipped at 0.1",
+    "rpo_no_kl_clip_0.2": "RPO without the KL term, clipped at 0.2",
+    "rpo_one_epoch": "RPO, one epoch",
+    "rpo_no_ratio": "RPO, reuse without the ratio",
+    "sapo": "SAPO",
+    "sapo_exponential_5e-4": "SAPO, RPO's schedule from 5e-4",
+    "sapo_exponential_2e-3": "SAPO, RPO's schedule from 2e-3",
+    "sapo_policy_steps": "SAPO, as many policy steps as RPO",
+    "shac": "SHAC",
+    "shac_policy_steps": "SHAC, as many policy steps as RPO",
+}
+HEADER = re.compile(
+    r"# command: python (?P<script>\w+)_continuous\.py --env-id (?P<env_id>\w+)(?P<flags>.*), commit: (?P<commit>.*), "
+    r"device: (?P<device>.*), cores: (?P<cores>\d+), torch: .*, warp: .*, date: (?P<date>\S+)"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A results file: what its header says, and its lines, the last of which is the final evaluation."""
+
+    path: Path
+    script: str
+    env_id: str
+    flags: str
+    commit: str
+    device: str
+    cores: str
+    date: str
+    rows: tuple
+
+    @property
+    def name(self):
+        """What tells runs with other flags from the plain ones, which are called <script>_continuous."""
+        return self.path.stem.split("__")[0]
+
+    @property
+    def seed(self):
+        found = re.search(r" --seed (\d+)", self.flags)
+        return int(found[1]) if found else 1
+
+    @property
+    def command(self):
+        return f"python {self.script}_continuous.py --env-id {self.env_id}{self.flags}"
+
+    @property
+    def settings(self):
+        """The task and the flags that do more than to choose a seed or a name."""
+        return self.env_id + re.sub(r" --(seed|exp-name) \S+", "", self.flags)
+
+    @property
+    def hardware(self):
+        return f"{self.device}, {self.cores} cores"
+
+    @property
+    def steps(self):
+        return int(self.rows[-1]["global_step"])
+
+    @property
+    def minutes(self):
+        """Wall clock of the training, without the final evaluation."""
+        return max(self.logged("wall_s").values()) / 60
+
+    def logged(self, column):
+        """A column of the training's log: steps -> value, where it is a number; nothing if there is no such column."""
+        rows = [row for row in self.rows if row["SPS"] and row.get(column, "") not in ("", "nan")]
+        return {int(row["global_step"]): float(row[column]) for row in rows}
+
+    def evaluation(self, quantity):
+        """A number of the final evaluation; older files say length where newer ones say episodic_length."""
+        last = self.rows[-1]
+        return float(last.get(f"eval_{quantity}") or last[f"eval_{quantity.replace('episodic_length', 'length')}"])
+
+
+def read(path):
+    with open(path, newline="") as file:
+        header, *lines = file.read().splitlines()
+    return Run(path=path, rows=tuple(csv.DictReader(lines)), **HEADER.fullmatch(header).groupdict())
+
+
+def read_all(folder):
+    """The runs of a folder, in the order of the tables."""
+    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith("throughput_")]
+    tasks, scripts = list(TASKS), list(SCRIPTS)
+    return sorted(runs, key=lambda run: (tasks.index(run.env_id), scripts.index(run.script), run.steps, run.path.name))
+
+
+def read_ablations(results):
+    """The runs of ablations; one that has no place in the tables is an error."""
+    runs = read_all(results / "ablations")
+    for run in runs:
+        if run.name not in ABLATIONS:
+            raise ValueError(f"{run.path}: expected the name of an ablation, {', '.join(ABLATIONS)}, got {run.name}")
+    return runs
+
+
+def read_paper():
+    """The RPO paper's returns by task and script."""
+    with open(BENCHMARKS / "paper.csv", newline="") as file:
+        return {(row["env_id"], row["script"]): row for row in csv.DictReader(file.read().splitlines()[1:])}
+
+
+def is_standard(run):
+    """Whether a file is <script>_continuous__<env_id>__<seed>.csv and not, say, one of the README's quick starts."""
+    return run.name == f"{run.script}_continuous"
+
+
+def groups(runs):
+    """Lists of runs that differ in their seed only."""
+    found = defaultdict(list)
+    for run in runs:
+        found[run.script, run.settings, run.steps].append(run)
+    return [sorted(group, key=lambda run: run.seed) for group in found.values()]
+
+
+def groups_of(runs, env_id, script):
+    return groups(run for run in runs if (run.env_id, run.script) == (env_id, script))
+
+
+def groups_of_ablation(runs, env_id, name):
+    return groups(run for run in runs if (run.env_id, run.name) == (env_id, name))
+
+
+def tasks_of(runs):
+    """The tasks that were run, in the order of the tables."""
+    found = {run.env_id for run in runs}
+    return [env_id for env_id in TASKS if env_id in found]
+
+
+def final_returns(group, kind=""):
+    """One number per seed: the mean return of its evaluation; kind is "" or "deterministic_"."""
+    return [run.evaluation(f"{kind}episodic_return") for run in group]
