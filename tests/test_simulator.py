@@ -91,7 +91,7 @@ def contact_motion(env, s):
 
 
 def test_every_task_is_tested():
-    assert tuple(TASKS) == envs.ENV_IDS
+    assert (*TASKS, "hand_reorient") == envs.ENV_IDS  # the hand is not DFlex's: see test_hand.py
 
 
 @pytest.mark.parametrize("task", TASKS)

