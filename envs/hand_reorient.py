@@ -1,9 +1,11 @@
 """Hand reorientation: an Allegro hand, palm up, is to turn a cube until it lies as the goal does, again and again.
 
-As in Rewarped 1.3 (task AllegroHand), of which this is a rewrite with contact and limits that have a gradient.
+As in Rewarped 1.3 (task AllegroHand), with contact and joint limits that have a gradient.
 
-Robot: the palm is fixed 0.5 m above the origin; a thumb and three equal fingers of four hinges each; a loose cube of
-65 mm and 0.5 kg. The world of this task is z up. Joints pull back from their limits with 100 N m/rad.
+Robot (asset allegro_hand_description_right.urdf): the palm is fixed 0.5 m above the origin; a thumb and three equal
+fingers of four hinges each, 0.6 kg, without friction or damping in the joints; a loose cube of 65 mm and 0.5 kg.
+Beyond a limit, a joint is pulled back with 100 N m/rad and damped with 10 N m s/rad, which grows over the first 0.01 rad.
+The world is z up.
 
     action   torque at action 1: 2 N m             observation   meaning                                      unit
     0 .. 3   thumb, from the palm outwards         0 .. 15       joint angles, -1 and 1 at the limits         -
@@ -21,21 +23,22 @@ Reward, with the distance d of cube and goal, the angle theta of the turn that i
 
     -10 d  +  1 / (theta + 0.1)  -  0.0002 |a|^2  +  250 sigmoid(-|s - 1| / 0.001),   s = sigmoid((0.1 - theta) / 0.001)
 
-The last term is a smooth step from 0 to 125 between theta = 0.095 and 0.09; sigmoid(0) is 1/2. theta ends at 3.05 rad.
+The last term is a step from 0 to 125 (sigmoid(0) is 1/2) between theta = 0.095 and 0.09.  theta ends at 3.05 rad.
 
-Success: theta <= 0.1. The episode goes on with a new goal, which the next observation shows.
+Success: theta <= 0.1.  The episode goes on with a new goal, which the next observation shows.
 Termination: d >= 0.24 m.  Time limit: 600 steps of 1/120 s (64 substeps, mass matrix rebuilt once per step).
-Reset: joints at 0.2 times an angle uniform within their limits, at rest; the cube falls onto the hand from 0.1 m above
-it, moved by up to 1 cm along each axis, and is turned by R_x(pi u) R_y(pi u') with u, u' uniform in +-1, as are goals.
+Reset: everything at rest; joints at 0.2 times an angle uniform within their limits, which starts the thumb's first one
+below them; the cube 0.1 m above the hand, moved by up to 1 cm along each axis and turned by R_x(pi u) R_y(pi u') with
+u, u' uniform in +-1, as goals are.
 
-What touches what: the cube and every part of the hand; the upper three links of neighbouring fingers; the outer two
-of the thumb and the upper three of each finger; the outermost of the thumb and the palm. Left out are parts that
-cannot meet, that meet in less than 1 % of all joint angles (index and ring finger, parts of one finger, fingers and
-palm), and the thumb's inner links and the palm, which overlap in most of them.
+What can touch what (79 pairs of shapes): the cube and every part of the hand; of neighbouring fingers all but the
+knuckles; the thumb's last link and the palm, or any finger but its knuckle.  Left out are parts that meet in less than
+3 % of all postures within the limits, such as index and ring finger or two links of one finger, and the inner thumb and
+the palm, which overlap in most.
 
 Where Rewarped's task is not this one: its mass matrix has the inertias of thumb and fingers mixed up; contact damping
-and limit damping set in at full strength; a fingertip whose centre is in the cube is pulled in; and its palm and its
-thumb, which overlap, push each other apart.
+and limit damping set in at full strength; a fingertip whose centre is in the cube is pulled in; and all links of the
+hand touch but neighbours, also palm and inner thumb, which push each other apart all the time.
 """
 
 import math
@@ -64,12 +67,9 @@ def inertia(xx, xy, xz, yy, yz, zz):
     return tuple(1e-6 * x for x in (xx, xy, xz, xy, yy, yz, xz, yz, zz))
 
 
-def turn_about_x(angle):
-    return math.sin(angle / 2), 0.0, 0.0, math.cos(angle / 2)
-
-
-HAND_TURN = (0.5229981541633606, -0.5229981541633606, 0.47589173913002014, 0.47589173913002014)  # fingers lean back
-PALM = Link("palm", parent=-1, joint=FIXED, offset=(0, 0, 0.5), rotation=HAND_TURN)
+# of the palm: the fingers point along -y and x out of the palm upwards, but for a lean of 5.4 degrees
+PALM_TURN = (0.5229981541633606, -0.5229981541633606, 0.47589173913002014, 0.47589173913002014)
+PALM = Link("palm", parent=-1, joint=FIXED, offset=(0, 0, 0.5), rotation=PALM_TURN)
 PALM_BOX = Box(0, center=(-0.0093, 0, -0.0475), half_extents=(0.0204, 0.0565, 0.0475))
 
 KNUCKLE = {"mass": 0.0119, "inertia": (1.0166666e-6, 6.4767733e-7, 1.0166666e-6)}
@@ -104,7 +104,7 @@ def fingertip(link, height):
 def finger(name, first, offset, tilt):
     """Links of a finger, from the palm outwards, and its shapes; first: the index of its first link."""
     y, z = (0, 1, 0), (0, 0, 1)
-    turn = turn_about_x(tilt)
+    turn = (math.sin(tilt / 2), 0, 0, math.cos(tilt / 2))  # about x, away from the middle finger
     links = [
         Link(f"{name}_knuckle", 0, axis=z, offset=offset, rotation=turn, limits=(-0.47, 0.47), **KNUCKLE, **JOINT),
         Link(f"{name}_proximal", first, axis=y, offset=(0, 0, 0.0164), limits=(-0.196, 1.61), **PROXIMAL, **JOINT),
@@ -117,13 +117,12 @@ def finger(name, first, offset, tilt):
 
 def thumb():
     """Links and shapes of the thumb, links 1 to 4."""
-    x, y, z = (-1, 0, 0), (0, 1, 0), (0, 0, 1)
-    base = {"offset": (-0.0182, 0.019333, -0.045987), "rotation": THUMB_TURN}
+    y, z = (0, 1, 0), (0, 0, 1)
+    base = {"axis": (-1, 0, 0), "offset": (-0.0182, 0.019333, -0.045987), "rotation": THUMB_TURN}
+    knuckle = {"axis": z, "offset": (-0.027, 0.005, 0.0399)}
     links = [
-        Link("thumb_base", 0, axis=x, limits=(0.263, 1.396), **base, **THUMB_BASE, **JOINT),
-        Link(
-            "thumb_knuckle", 1, axis=z, offset=(-0.027, 0.005, 0.0399), limits=(-0.105, 1.163), **THUMB_KNUCKLE, **JOINT
-        ),
+        Link("thumb_base", 0, limits=(0.263, 1.396), **base, **THUMB_BASE, **JOINT),
+        Link("thumb_knuckle", 1, limits=(-0.105, 1.163), **knuckle, **THUMB_KNUCKLE, **JOINT),
         Link("thumb_proximal", 2, axis=y, offset=(0, 0, 0.0177), limits=(-0.189, 1.644), **THUMB_PROXIMAL, **JOINT),
         Link("thumb_distal", 3, axis=y, offset=(0, 0, 0.0514), limits=(-0.162, 1.719), **THUMB_DISTAL, **JOINT),
     ]
@@ -141,26 +140,25 @@ FINGERS = [
     finger("middle", 9, offset=(0, 0, 0.0007), tilt=0.0),
     finger("index", 13, offset=(0, 0.0435, -0.001542), tilt=math.radians(-5)),
 ]
+CUBE_LINK, GOAL_LINK = 17, 18
 HALF = 0.0325  # m, half the length of the cube's edges
-CUBE_LINK = 17
 CUBE = Link("cube", parent=-1, joint=FREE, mass=0.5, inertia=(3.5208333e-4,) * 3)
 CUBE_BOX = Box(CUBE_LINK, (0, 0, 0), (HALF, HALF, HALF))
-GOAL_POSITION = (0.0, -0.1, 0.56)
-CUBE_START = (0.0, -0.1, 0.6)
+CUBE_START, GOAL_POSITION = (0.0, -0.1, 0.6), (0.0, -0.1, 0.56)
+GOAL = Link("goal", parent=-1, joint=FREE)  # in pictures only
+GOAL_DRAWN_AT = (-0.155, -0.1, 0.62)  # beside the cube, where it hides nothing
+
+LINKS = [PALM] + THUMB[0] + [link for links, _ in FINGERS for link in links] + [CUBE]
+HAND_SHAPES = [PALM_BOX] + THUMB[1] + [shape for _, shapes in FINGERS for shape in shapes]
 
 
 def contact_pairs():
-    hand = [PALM_BOX] + THUMB[1] + [shape for _, shapes in FINGERS for shape in shapes]
-    pairs = [(CUBE_BOX, shape) for shape in hand]
+    pairs = [(CUBE_BOX, shape) for shape in HAND_SHAPES]
     # of a finger: proximal, middle and distal link, and fingertip; of the thumb: distal link and tip
     upper, thumb_end = [shapes[1:] for _, shapes in FINGERS], THUMB[1][3:]
     pairs += [(a, b) for left, right in zip(upper, upper[1:]) for a in left for b in right]
     pairs += [(a, b) for a in thumb_end for b in [PALM_BOX, *(shape for shapes in upper for shape in shapes)]]
     return [contact_pair(a, b, **CONTACT) for a, b in pairs]
-
-
-LINKS = [PALM] + THUMB[0] + [link for links, _ in FINGERS for link in links] + [CUBE]
-SHAPES = [PALM_BOX] + THUMB[1] + [shape for _, shapes in FINGERS for shape in shapes] + [CUBE_BOX]
 
 
 def marked_cube(link):
@@ -174,18 +172,18 @@ def marked_cube(link):
     return [Box(link, (0, 0, 0), (HALF, HALF, HALF), color=0), *marks]
 
 
-GOAL_LINK = CUBE_LINK + 1
-GOAL = Link("goal", parent=-1, joint=FREE)
-GOAL_DRAWN_AT = (-0.155, -0.1, 0.62)  # beside the cube, where it hides nothing
-
-
 class HandReorient(VectorEnv):
     """The task of this file; the methods are described in vector_env.py."""
 
-    articulation = Articulation(LINKS, contact_pairs=contact_pairs(), shapes=SHAPES, gravity=(0.0, 0.0, -9.81))
+    articulation = Articulation(
+        links=LINKS,
+        contact_pairs=contact_pairs(),
+        shapes=[*HAND_SHAPES, CUBE_BOX],
+        gravity=(0.0, 0.0, -9.81),
+    )
     drawn_articulation = Articulation(
-        LINKS + [GOAL],
-        shapes=SHAPES[:-1] + marked_cube(CUBE_LINK) + marked_cube(GOAL_LINK),
+        links=[*LINKS, GOAL],
+        shapes=HAND_SHAPES + marked_cube(CUBE_LINK) + marked_cube(GOAL_LINK),
         gravity=(0.0, 0.0, -9.81),
     )
     num_obs, num_actions, num_goal = 72, 16, 4
@@ -234,9 +232,8 @@ class HandReorient(VectorEnv):
         lower, upper = self.limits
         angles = 0.2 * (0.5 * (lower + upper) + 0.5 * (upper - lower) * angles)
         position = torch.tensor(CUBE_START, device=self.device) + 0.01 * shift
-        return torch.cat([angles, position, _orientation(turn)], dim=1), torch.zeros(
-            self.num_envs, 22, device=self.device
-        )
+        joint_q = torch.cat([angles, position, _orientation(turn)], dim=1)
+        return joint_q, torch.zeros(self.num_envs, 22, device=self.device)
 
     def rest_state(self):
         return self.sample_state(torch.zeros(self.num_envs, self.reset_noise_size, device=self.device))

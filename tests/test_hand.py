@@ -413,7 +413,7 @@ FREE_CASES = ("falling", "beyond limits")
 
 def test_gradients_are_finite_in_random_states():
     """Anything a rollout could meet: the cube anywhere in the hand, everything at rest, joints at their limits."""
-    n, generator = 4096, torch.Generator().manual_seed(0)
+    n, generator = 2048, torch.Generator().manual_seed(0)
     env = make(n)
     lower, upper = env.limits
     q = torch.cat([lower - 0.1 + (upper - lower + 0.2) * torch.rand(n, 16, generator=generator), torch.zeros(n, 7)], 1)
@@ -451,10 +451,11 @@ def test_backward_twice_and_steps_that_are_run_again_give_the_same(monkeypatch):
 def test_threads_do_not_change_a_single_bit():
     results = []
     for num_threads in (1, 2):
-        env = envs.make("hand_reorient", num_envs=33, num_threads=num_threads, seed=3)
+        env, generator = envs.make("hand_reorient", num_envs=33, num_threads=num_threads), torch.Generator()
         env.reset()
         actions = torch.zeros(33, 16, requires_grad=True)
-        total = sum(env.step(actions + 0.1 * k)[1].sum() for k in range(12))  # long enough to touch
+        start(env, *(x + 0.01 * torch.rand(33, x.shape[1], generator=generator) for x in pushing_fingers(1.0)))
+        total = sum(env.step(actions + 0.1 * k)[1].sum() for k in range(3))
         results.append((env.joint_q.detach(), torch.autograd.grad(total, actions)[0]))
     assert len(env.simulator.batches) == 2 and env.simulator.batches[0].steps[0].touching.numpy().any()
     assert all(torch.equal(a, b) for a, b in zip(*results))
