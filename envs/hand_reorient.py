@@ -4,7 +4,7 @@ As in Rewarped 1.3 (task AllegroHand), with contact and joint limits that have a
 
 Robot (asset allegro_hand_description_right.urdf): the palm is fixed 0.5 m above the origin; a thumb and three equal
 fingers of four hinges each, 0.6 kg, without friction or damping in the joints; a loose cube of 65 mm and 0.5 kg.
-Beyond a limit, a joint is pulled back with 100 N m/rad and damped with 10 N m s/rad, which grows over the first 0.01 rad.
+Beyond a limit a joint is pulled back with 100 N m/rad and damped with 10 N m s/rad, growing over the first 0.01 rad.
 The world is z up.
 
     action   torque at action 1: 2 N m             observation   meaning                                      unit
