@@ -36,7 +36,7 @@ def part_inside(o: wp.vec3, d: wp.vec3, half: wp.vec3):
     """The line o + t d, -1 <= t <= 1, is inside a box between these two t; the first is larger if it never is."""
     enter = wp.float32(-1.0)
     leave = wp.float32(1.0)
-    for k in range(wp.static(3)):
+    for k in range(3):
         # a line along a face never crosses it, and nothing is divided by zero
         slope = wp.where(wp.abs(d[k]) < SMALL, SMALL, d[k])
         t1 = (-half[k] - o[k]) / slope

@@ -9,7 +9,7 @@ Ground contact is a penalty force on points sunk d > 0 below the plane y = 0, mo
     friction    f_t = -u_t / |u_t| min(kf |u_t|, mu ke d)   viscous up to a Coulomb cone of the elastic part
 
 What is smoothed: the force is continuous at touch-down (both terms vanish with d), at |u_t| = 0 (viscous branch) and at
-a joint limit.
+a joint limit (spring and damper grow from there, or the damper acts everywhere).
 What is not differentiated: the choice of a branch (touching or not, sticking or sliding, inside or outside a limit);
 the force has a kink there and the gradient is the one of the branch taken.
 """
@@ -107,7 +107,7 @@ def sum_of_children(model: Model, tree_wrench: wp.array2d[wp.spatial_vector], en
 
 @wp.func
 def spring_damper_limit(model: Model, dof: int, q: float, qd: float):
-    """Passive torque of a joint with one degree of freedom."""
+    """Passive torque of a joint with one degree of freedom; the damping of limits: see Link."""
     spring = -model.stiffness[dof] * (q - model.target[dof])
     limit_damping = model.limit_damping[dof]
     depth = model.limit_damping_depth[dof]

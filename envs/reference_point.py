@@ -23,7 +23,7 @@ def choose_reference_point(
     # State out:
     reference_point: wp.array[wp.vec3],
 ):
-    """Below a free root, or at the place of a root that slides along x; the world origin for any other root."""
+    """Below a free root that is the only one, or at the place of a root that slides along x; else the world origin."""
     env = wp.tid()
     c = wp.vec3()
     if model.num_positions >= 1:

@@ -4,6 +4,7 @@
     repeat `substeps` times, h = dt / substeps:
         X, S, v, a  <- forward_kinematics(q, qd)
         f           <- link_wrenches(X, v, a)         inertia, gravity, ground contact
+        f           <- f - pair_wrenches(X, v)        contact between bodies, where a robot has any
         tau         <- joint_forces(f, q, qd, act)
         H           <- mass_matrix(X, S)              every `mass_matrix_interval` substeps, and factorised
         qdd         <- H^-1 tau
@@ -63,7 +64,7 @@ class Simulator:
         """Advance by one environment step of duration dt with constant actuation.
 
         joint_q (N, nq), joint_qd (N, nv), joint_act (N, nv; forces in N, torques in N m), float32 on the device.
-        The six entries of joint_act for a free joint are a wrench about the ground below the robot (0 in every task).
+        The six entries of joint_act for a free joint are a wrench about the reference point (0 in every task).
         Returns the new joint_q and joint_qd, differentiable with respect to all three, and `diverged` (N,) bool.
         A diverged environment propagates no gradient.
         """
