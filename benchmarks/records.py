@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
+# files of throughput.py: the environments alone, with the parts of the training, against the number of environments
+SPEEDS = ("throughput_", "training_", "scaling_")
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
 SCRIPTS = {
@@ -107,7 +109,7 @@ def read(path):
 
 def read_all(folder):
     """The runs of a folder, in the order of the tables."""
-    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith("throughput_")]
+    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith(SPEEDS)]
     tasks, scripts = list(TASKS), list(SCRIPTS)
     return sorted(runs, key=lambda run: (tasks.index(run.env_id), scripts.index(run.script), run.steps, run.path.name))
 
