@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
 # files of throughput.py: the environments alone, with the parts of the training, against the number of environments
-SPEEDS = ("throughput_", "training_", "scaling_")
+SPEEDS = ("throughput_", "training_", "scaling_", "critic_step_")
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
 SCRIPTS = {
