@@ -14,6 +14,8 @@ the new policy and the one that collected the data is clipped, so that no sample
     K                update_epochs
 
 Try:     python ppo_continuous.py --env-id ant --total-timesteps 2000000 --capture-video
+Train:   python ppo_continuous.py --env-id ant
+         ten million steps; return 5,590, and 6,000 with the deterministic policy (one seed; RPO paper: 4,146 and 4,340)
 Resume:  python ppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 ppo_continuous.py ... divides the environments among two processes, or GPUs
 """

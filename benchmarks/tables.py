@@ -318,8 +318,26 @@ def filled_readme(results, page):
     return filled(text, "throughput", all_files(throughput, results, page))
 
 
+def critic_steps(path):
+    """A row for every variant: milliseconds per step by number of threads, and the first step."""
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    rows = {}
+    for line in lines:
+        row = rows.setdefault(line["variant"], {"variant": line["variant"]})
+        row[f"{line['threads']} thread{'s' if line['threads'] != '1' else ''}"] = f"{line['step_ms']} ms"
+        row["first step"] = f"{line['first_s']} s"
+    return table(list(rows.values()))
+
+
+def filled_performance(results, page):
+    """The text of docs/performance.md, with the tables between its markers made anew."""
+    text = filled(page.read_text(), "training", all_files(training, results, page))
+    return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv"))
+
+
 def filled(text, name, block):
     pattern = rf"(<!-- {name}: begin.*? -->\n).*?(<!-- {name}: end -->)"
     if not re.search(pattern, text, re.DOTALL):
-        raise ValueError(f"README: expected the lines <!-- {name}: begin --> and <!-- {name}: end -->, got none")
+        raise ValueError(f"expected the lines <!-- {name}: begin --> and <!-- {name}: end -->, got none")
     return re.sub(pattern, lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text, flags=re.DOTALL)

@@ -51,6 +51,8 @@ def test_results_page_and_readme_are_those_of_the_files():
     advice = "not up to date: python benchmarks/plot.py"
     assert tables.results_page(RESULTS, BENCHMARKS / "RESULTS.md") == (BENCHMARKS / "RESULTS.md").read_text(), advice
     assert tables.filled_readme(RESULTS, ROOT / "README.md") == (ROOT / "README.md").read_text(), advice
+    performance = ROOT / "docs" / "performance.md"
+    assert tables.filled_performance(RESULTS, performance) == performance.read_text(), advice
 
 
 def test_statistics_need_seeds():
@@ -93,7 +95,11 @@ def test_ablations_have_a_table_and_no_unknown_names(results):
 def test_plot_writes_the_figures_and_the_pages(results):
     readme = results / "README.md"
     readme.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("results", "rpo", "throughput")))
-    plot.main(results, results / "RESULTS.md", readme)
+    performance = results / "performance.md"
+    performance.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("training", "critic step")))
+    (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
+    plot.main(results, results / "RESULTS.md", readme, performance)
+    assert "| plain | 20.00 ms | 0.10 s |" in performance.read_text()
     assert {path.name for path in results.glob("*.png")} == {"hopper.png", "all.png", "ablations_hopper.png"}
     assert "5100 +- 141" in readme.read_text() and "![ablations_hopper]" in (results / "RESULTS.md").read_text()
 
