@@ -32,7 +32,7 @@ from envs.render import HALF_HEIGHT_OF_VIEW, PALETTE, TILES, VIEW
 from envs.shapes import Box
 
 ROOT = Path(__file__).parent.parent  # where the scripts are
-EVERY = 2  # steps per frame, as in the scripts' videos: 30 frames a second
+EVERY = 2  # steps per frame, as in the scripts' videos
 TILES_PER_SIDE = 40  # of the ground, 1 m each
 
 
@@ -180,7 +180,7 @@ class Scene:
         axis = np.array(shape.end) - shape.start
         mesh = trimesh.creation.capsule(np.linalg.norm(axis), shape.radius, count=[24, 24])
         turn = trimesh.geometry.align_vectors((0, 0, 1), axis)[:3, :3]
-        vertices = (mesh.vertices - mesh.bounds.mean(0)) @ turn.T
+        vertices = (mesh.vertices - mesh.bounds.mean(0)) @ turn.T  # trimesh says that an end is at 0, and centres it
         self.nodes.add_mesh_simple(name, vertices, mesh.faces, color=color, position=shape.start + 0.5 * axis)
 
 

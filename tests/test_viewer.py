@@ -21,6 +21,7 @@ import zstandard
 import envs
 from envs import viewer
 from envs.articulation import FREE, Articulation, Link
+from envs.render import VIEW
 from envs.shapes import Box, Capsule
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +96,9 @@ def test_the_ground_is_flat_checkered_and_seen_from_above(up):
         assert len(np.unique(np.floor(tiles).sum(1) % 2)) == 1, parity
     assert len(np.unique(np.concatenate(centers).round(1), axis=0)) == viewer.TILES_PER_SIDE**2
     camera = server.initial_camera
-    assert camera.position[up] > camera.look_at[up] == pytest.approx(0.5)
+    assert np.allclose(camera.look_at, 0.5 * np.eye(3)[up], atol=1e-6)
     assert np.linalg.norm(camera.position - camera.look_at) == pytest.approx(4.0)
+    assert (camera.position - camera.look_at)[up] == pytest.approx(4.0 * VIEW[1])  # as steeply as in the pictures
 
 
 @pytest.mark.parametrize("follow", [True, False])
