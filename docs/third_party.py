@@ -1,7 +1,7 @@
 """Train an environment of this folder with a library that knows nothing of it: `python docs/third_party.py`.
 
 The library is skrl, unmodified: its PPO, networks and scaling. Explained in docs/third_party.md; needs
-`pip install skrl "gymnasium[array-api]"`. A quarter of a minute on one CPU core.
+`pip install skrl "gymnasium[array-api]"`. Less than a minute on one CPU core.
 """
 
 import sys
