@@ -63,7 +63,7 @@ def train(env, agent, num_steps):
     obs, _ = env.reset()
     for t in range(num_steps):
         now = {"timestep": t, "timesteps": num_steps}
-        with torch.no_grad():
+        with torch.no_grad():  # what was collected is data for PPO
             actions, _ = agent.act(obs, None, **now)
             next_obs, rewards, terminated, truncated, infos = env.step(actions)
             # where an episode ends, next_obs already belongs to the next one: the true successor is final_obs
