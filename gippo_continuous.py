@@ -401,9 +401,10 @@ LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_S
 
 
 def communicate(collective, *args):
+    """Call an operation of torch.distributed in which every process takes part."""
     try:
         collective(*args)
-    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
         raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
 
 
@@ -457,7 +458,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
-            obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            _, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
         except ValueError as error:  # the environment refuses an action that is not a number
             raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
@@ -529,6 +531,8 @@ def parse_args():
     args.batch_size = args.num_envs * args.num_steps
     if args.num_envs % WORLD_SIZE:
         usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
+    if args.minibatch_size % WORLD_SIZE:
+        usage_error(f"--minibatch-size: expected a multiple of the {WORLD_SIZE} processes, got {args.minibatch_size}")
     at_least = (
         "num_envs num_steps num_minibatches minibatch_size update_epochs alpha_epochs critic_epochs num_eval_envs"
     )
@@ -536,7 +540,7 @@ def parse_args():
     at_least |= dict.fromkeys("seed alpha_interval max_oorr clip_coef target_critic_keep eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate max_grad_norm alpha gamma gae_lambda".split(), 1e-12)
     at_least |= {"checkpoint_freq": 1, "total_timesteps": args.batch_size, "alpha_factor": 1}
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size}
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     at_most |= {"alpha": 1, "target_critic_keep": 1}
     for name, low in at_least.items():
         high = at_most.get(name, math.inf)
@@ -625,6 +629,10 @@ def main():
     device = torch.device("cpu")
     if torch.cuda.is_available() and args.cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            usage_error(
+                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
+            )
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -659,7 +667,8 @@ def main():
     modules |= {"critic_optimizer": critic_optimizer}
     alpha = args.alpha
     if RANK > 0:
-        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
+        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
+        torch.manual_seed(2**32 + seed)
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the gradient of the advantage", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -751,7 +760,7 @@ def main():
             advantages = advantages.detach()  # the graph has done its work: from here on the advantages are numbers
             del us  # and with them the graph
             finite = action_grads.isfinite().all(-1) & advantages.isfinite()
-            count_failures(failures, quantities[0], [finite.any().item()])
+            count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
             targets = advantages + data["values"]
             advantages = torch.where(advantages.isfinite(), advantages, 0.0)  # or one would spoil the mean of all

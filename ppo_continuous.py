@@ -14,6 +14,8 @@ the new policy and the one that collected the data is clipped, so that no sample
     K                update_epochs
 
 Try:     python ppo_continuous.py --env-id ant --total-timesteps 2000000 --capture-video
+Train:   python ppo_continuous.py --env-id ant
+         ten million steps; return 5,590, and 6,000 with the deterministic policy (one seed; RPO paper: 4,146 and 4,340)
 Resume:  python ppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 ppo_continuous.py ... divides the environments among two processes, or GPUs
 """
@@ -316,9 +318,10 @@ LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_S
 
 
 def communicate(collective, *args):
+    """Call an operation of torch.distributed in which every process takes part."""
     try:
         collective(*args)
-    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
         raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
 
 
@@ -372,7 +375,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
-            obs, _, _, _, infos = env.step(mean if deterministic else mean + log_std.exp() * eps)
+            _, _, _, _, infos = env.step(mean if deterministic else mean + log_std.exp() * eps)
+            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
         except ValueError as error:  # the environment refuses an action that is not a number
             raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
@@ -448,7 +452,7 @@ def parse_args():
     at_least |= dict.fromkeys("seed ent_coef clip_coef gamma gae_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate final_learning_rate target_kl max_grad_norm".split(), 1e-12)
     at_least |= {"checkpoint_freq": 1, "total_timesteps": args.batch_size}
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size}
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     for name, low in at_least.items():
         high = at_most.get(name, math.inf)
         if not low <= getattr(args, name) <= high:  # NaN fails too
@@ -537,6 +541,10 @@ def main():
     device = torch.device("cpu")
     if torch.cuda.is_available() and args.cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            usage_error(
+                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
+            )
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -566,7 +574,8 @@ def main():
     modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     if RANK > 0:
-        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
+        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
+        torch.manual_seed(2**32 + seed)
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the advantage", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -656,7 +665,7 @@ def main():
             values = data["values"]
             advantages = gae(data["rewards"], values, data["next_values"], dones, args.gamma, args.gae_lambda)
             finite = advantages.isfinite()
-            count_failures(failures, quantities[0], [finite.any().item()])
+            count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["returns"] = advantages + values
             kept = gather(data["returns"].flatten())
             kept = kept[kept.isfinite()]

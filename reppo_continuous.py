@@ -366,7 +366,7 @@ def critic_loss(critic, data, args):
     alive = ~data["terminated"]
     num_alive = alive.sum().float()
     average([num_alive])  # processes with more of them count more
-    aux_loss = torch.where(alive, errors, 0.0).sum() / num_alive.clamp(min=1.0)
+    aux_loss = torch.where(alive, errors, 0.0).sum() / num_alive.clamp(min=1.0 / WORLD_SIZE)
     return value_loss + args.aux_coef * aux_loss, value_loss.item(), aux_loss.item()
 
 
@@ -445,9 +445,10 @@ LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_S
 
 
 def communicate(collective, *args):
+    """Call an operation of torch.distributed in which every process takes part."""
     try:
         collective(*args)
-    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
         raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
 
 
@@ -501,7 +502,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
-            obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            _, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
         except ValueError as error:  # the environment refuses an action that is not a number
             raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
@@ -586,7 +588,13 @@ def parse_args():
         "v_min": -math.inf,
     }
     at_least["target_entropy_scale"] = -math.inf
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size, "v_min": 0}
+    at_most = {
+        "seed": 2**32 - 1,
+        "gamma": 1,
+        "td_lambda": 1,
+        "num_minibatches": args.batch_size // WORLD_SIZE,
+        "v_min": 0,
+    }
     for name, low in at_least.items():
         high = at_most.get(name, math.inf)
         if not low <= getattr(args, name) <= high:  # NaN fails too
@@ -690,6 +698,10 @@ def main():
     device = torch.device("cpu")
     if torch.cuda.is_available() and args.cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            usage_error(
+                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
+            )
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -722,7 +734,8 @@ def main():
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     modules |= {"dual_optimizer": dual_optimizer}
     if RANK > 0:
-        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
+        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
+        torch.manual_seed(2**32 + seed)
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the target of the critic", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -813,7 +826,7 @@ def main():
                 data["rewards"], data["next_values"], data["next_bonuses"], data["ends"], args.gamma, args.td_lambda
             )
             finite = data["targets"].isfinite()
-            count_failures(failures, quantities[0], [finite.any().item()])
+            count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             outside = (data["targets"] < args.v_min) | (data["targets"] > args.v_max)
             share_outside = outside.float().mean().item() if args.hl_gauss else 0.0
             told_of_support = check_support(args, share_outside, told_of_support)

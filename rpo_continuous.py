@@ -357,9 +357,10 @@ LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_S
 
 
 def communicate(collective, *args):
+    """Call an operation of torch.distributed in which every process takes part."""
     try:
         collective(*args)
-    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
         raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
 
 
@@ -413,7 +414,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
-            obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            _, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
         except ValueError as error:  # the environment refuses an action that is not a number
             raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
@@ -489,7 +491,7 @@ def parse_args():
     at_least |= dict.fromkeys("seed kl_coef ent_coef clip_low clip_high gamma td_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
     at_least |= {"checkpoint_freq": 1, "surrogate_coef": 0, "total_timesteps": args.batch_size}
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size}
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     for name, low in at_least.items():
         high = at_most.get(name, math.inf)
         if not low <= getattr(args, name) <= high:  # NaN fails too
@@ -576,6 +578,10 @@ def main():
     device = torch.device("cpu")
     if torch.cuda.is_available() and args.cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            usage_error(
+                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
+            )
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -606,7 +612,8 @@ def main():
     modules = {"actor": actor, "critic": critic, "normalizer": normalizer}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     if RANK > 0:
-        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
+        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
+        torch.manual_seed(2**32 + seed)
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the gradient of the return", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -695,7 +702,7 @@ def main():
             action_grads = action_gradients(returns, us)
             del returns, us  # and with them the graph
             finite = action_grads.isfinite().all(-1)
-            count_failures(failures, quantities[0], [finite.any().item()])
+            count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
             targets = td_lambda_targets(
                 data["soft_rewards"], data["td_values"], data["ends"], args.gamma, args.td_lambda

@@ -350,9 +350,10 @@ LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_S
 
 
 def communicate(collective, *args):
+    """Call an operation of torch.distributed in which every process takes part."""
     try:
         collective(*args)
-    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
         raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
 
 
@@ -406,7 +407,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
-            obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            _, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
         except ValueError as error:  # the environment refuses an action that is not a number
             raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
@@ -478,6 +480,8 @@ def parse_args():
     args.rollout_size = args.num_envs * args.num_steps
     if args.num_envs % WORLD_SIZE:
         usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
+    if args.batch_size % WORLD_SIZE:
+        usage_error(f"--batch-size: expected a multiple of the {WORLD_SIZE} processes, got {args.batch_size}")
     at_least = dict.fromkeys("num_envs num_steps num_updates batch_size num_nsteps num_eval_envs".split(), 1)
     at_least |= dict.fromkeys("seed gamma tau eval_freq learning_starts".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate alpha alpha_learning_rate".split(), 1e-12)
@@ -569,6 +573,10 @@ def main():
     device = torch.device("cpu")
     if torch.cuda.is_available() and args.cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            usage_error(
+                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
+            )
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -601,7 +609,8 @@ def main():
     modules |= {"temperature": temperature, "actor_optimizer": actor_optimizer}
     modules |= {"critic_optimizer": critic_optimizer, "alpha_optimizer": alpha_optimizer}
     if RANK > 0:
-        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
+        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
+        torch.manual_seed(2**32 + seed)
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)

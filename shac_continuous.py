@@ -15,7 +15,7 @@ rollout.
 
 Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Train:   python shac_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
-         about 1,600 steps per second on one CPU core; return 7,290, and 7,290 with the deterministic policy (one seed;
+         about 1,600 steps per second on one CPU core; return 7,310, and 7,310 with the deterministic policy (one seed;
          RPO paper, at about twice the steps: 8,206 and 8,206)
 Resume:  python shac_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 shac_continuous.py ... divides the environments among two processes, or GPUs
@@ -293,9 +293,10 @@ LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_S
 
 
 def communicate(collective, *args):
+    """Call an operation of torch.distributed in which every process takes part."""
     try:
         collective(*args)
-    except RuntimeError as error:  # gloo and nccl raise it when a connection breaks
+    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
         raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
 
 
@@ -349,7 +350,8 @@ def evaluate(actor, normalizer, args, deterministic, frames=None):
         mean, log_std = actor(normalizer(obs))
         eps = torch.randn(mean.shape, generator=noise, device=device)
         try:
-            obs, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            _, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
+            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
         except ValueError as error:  # the environment refuses an action that is not a number
             raise TrainingFailed(error) from error
         first = infos["_episode"] & ~finished
@@ -425,7 +427,7 @@ def parse_args():
     at_least |= dict.fromkeys("seed gamma td_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
     at_least |= {"checkpoint_freq": 1, "total_timesteps": args.batch_size}
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size}
+    at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     for name, low in at_least.items():
         high = at_most.get(name, math.inf)
         if not low <= getattr(args, name) <= high:  # NaN fails too
@@ -512,6 +514,10 @@ def main():
     device = torch.device("cpu")
     if torch.cuda.is_available() and args.cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            usage_error(
+                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
+            )
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -542,7 +548,8 @@ def main():
     modules = {"actor": actor, "critic": critic, "normalizer": normalizer}
     modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     if RANK > 0:
-        torch.manual_seed(seed)  # all have drawn the same networks; from here on each draws noise of its own
+        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
+        torch.manual_seed(2**32 + seed)
     iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
     quantities = ("the gradient of the return", "the gradient of the actor", "the gradient of the critic")
     failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
@@ -636,7 +643,7 @@ def main():
             action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R, summed over the environments
             finite = action_grads.isfinite().all(-1)
             action_grads = torch.where(finite[..., None], action_grads, 0.0)
-            count_failures(failures, quantities[0], [finite.any().item()])
+            count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             actor_steps = [clipped_step(actor_optimizer, args.max_grad_norm)]
             targets = td_lambda_targets(data["rewards"], data["td_values"], data["ends"], args.gamma, args.td_lambda)
 

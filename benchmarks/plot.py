@@ -1,7 +1,8 @@
 """Everything that benchmarks/results shows: `python benchmarks/plot.py`.
 
 Writes results/<env_id>.png (learning curves of a task), results/all.png (of four tasks, for the README),
-results/ablations_<env_id>.png, RESULTS.md, and the tables between the markers of the README.
+results/ablations_<env_id>.png, results/scaling_<device>.png (speed against the number of environments), RESULTS.md, and
+the tables between the markers of the README and of docs/performance.md.
 """
 
 import itertools
@@ -30,6 +31,7 @@ from benchmarks.records import (  # noqa: E402
 )
 
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
+PERFORMANCE = ROOT / "docs" / "performance.md"
 LINES = ("-", "--", ":", "-.")
 
 
@@ -140,7 +142,22 @@ def plot_ablations(env_id, runs, output):
     finish(figure, axes.flat, output, ncols=3)
 
 
-def main(results=RESULTS, page=BENCHMARKS / "RESULTS.md", readme=ROOT / "README.md"):
+def plot_scaling(path):
+    """Environment steps per second against the number of environments, with the largest number of threads measured."""
+    _, lines = tables.speeds(path, path)
+    env_ids = list(dict.fromkeys(line["env_id"] for line in lines))
+    figure, axes = plt.subplots(1, len(env_ids), figsize=(4.5 * len(env_ids), 4), squeeze=False, layout="constrained")
+    for ax, env_id in zip(axes[0], env_ids):
+        rows = {int(line["num_envs"]): line for line in lines if line["env_id"] == env_id}  # the last one wins
+        for column in ("forward", "forward_backward", "training"):
+            points = {n: int(row[column]) for n, row in rows.items() if row.get(column)}
+            if points:
+                ax.plot(list(points), list(points.values()), marker="o", label=column.replace("_", " and "))
+        ax.set(title=env_id, xlabel="environments", ylabel="environment steps per second", xscale="log", yscale="log")
+    finish(figure, axes[0], path.with_suffix(".png"), ncols=3)
+
+
+def main(results=RESULTS, page=BENCHMARKS / "RESULTS.md", readme=ROOT / "README.md", performance=PERFORMANCE):
     runs = [run for run in read_all(results) if is_standard(run)]
     for env_id in tasks_of(runs):
         plot_task(env_id, runs, results / f"{env_id}.png")
@@ -148,8 +165,11 @@ def main(results=RESULTS, page=BENCHMARKS / "RESULTS.md", readme=ROOT / "README.
     ablations = read_ablations(results)
     for env_id in tasks_of(ablations):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
+    for path in results.glob("scaling_*.csv"):
+        plot_scaling(path)
     page.write_text(tables.results_page(results, page))
     readme.write_text(tables.filled_readme(results, readme))
+    performance.write_text(tables.filled_performance(results, performance))
 
 
 if __name__ == "__main__":

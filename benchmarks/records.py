@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
+# not runs: the environments alone, the parts of the training, speed against the number of environments, the critics
+SPEEDS = ("throughput_", "training_", "scaling_", "critic_step_")
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
 SCRIPTS = {
@@ -28,10 +30,7 @@ ABLATIONS = {
     "rpo_no_kl_clip_0.1": "RPO without the KL term, clipped at 0.1",
     "rpo_no_kl_clip_0.2": "RPO without the KL term, clipped at 0.2",
     "rpo_one_epoch": "RPO, one epoch",
-    "rpo_no_ratio": "RPO, reuse without the ratio",
     "sapo": "SAPO",
-    "sapo_exponential_5e-4": "SAPO, RPO's schedule from 5e-4",
-    "sapo_exponential_2e-3": "SAPO, RPO's schedule from 2e-3",
     "sapo_policy_steps": "SAPO, as many policy steps as RPO",
     "shac": "SHAC",
     "shac_policy_steps": "SHAC, as many policy steps as RPO",
@@ -102,12 +101,15 @@ class Run:
 def read(path):
     with open(path, newline="") as file:
         header, *lines = file.read().splitlines()
-    return Run(path=path, rows=tuple(csv.DictReader(lines)), **HEADER.fullmatch(header).groupdict())
+    found = HEADER.fullmatch(header)
+    if found is None:
+        raise ValueError(f"{path}: expected a first line as collect.py writes it, got {header!r}")
+    return Run(path=path, rows=tuple(csv.DictReader(lines)), **found.groupdict())
 
 
 def read_all(folder):
     """The runs of a folder, in the order of the tables."""
-    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith("throughput_")]
+    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith(SPEEDS)]
     tasks, scripts = list(TASKS), list(SCRIPTS)
     return sorted(runs, key=lambda run: (tasks.index(run.env_id), scripts.index(run.script), run.steps, run.path.name))
 

@@ -186,19 +186,38 @@ def files(runs, page):
     return table(rows)
 
 
-def throughput(path, page):
-    """Environment steps per second of one file of throughput.py: a row for every task, below what made it."""
+def speeds(path, page):
+    """What made a file of throughput.py, and its lines."""
     with open(path, newline="") as file:
         header, *lines = file.read().splitlines()
+    commit, machine, date = re.search(r"commit: (.*), device: (.*), torch: .*, date: (.*)", header).groups()
+    return f"{machine}, commit {commit}, {date}, {link(path, page, path.name)}:\n\n", list(csv.DictReader(lines))
+
+
+def throughput(path, page):
+    """Environment steps per second of the environments alone: a row for every task, below what made it."""
+    origin, lines = speeds(path, page)
     rows = {}
-    for line in csv.DictReader(lines):
+    for line in lines:
         row = {"task": line["env_id"], "environments": line["num_envs"]}
         row = rows.setdefault(tuple(row.values()), row)
         threads = {"": "", "1": ", 1 thread"}.get(line["threads"], f", {line['threads']} threads")
         row[f"forward{threads}"] = f"{int(line['forward']):,}"
         row[f"forward and backward{threads}"] = f"{int(line['forward_backward']):,}"
-    commit, machine, date = re.search(r"commit: (.*), device: (.*), torch: .*, date: (.*)", header).groups()
-    return f"{machine}, commit {commit}, {date}, {link(path, page, path.name)}:\n\n{table(list(rows.values()))}"
+    return origin + table(list(rows.values()))
+
+
+def training(path, page):
+    """Environment steps per second of RPO, everything included, and the shares of an iteration's parts."""
+    origin, lines = speeds(path, page)
+    rows = []
+    for line in lines:
+        parts = {name.removesuffix("_ms").replace("_", " "): float(line[name]) for name in line if name.endswith("_ms")}
+        total = sum(parts.values())
+        row = {"task": line["env_id"], "environments": line["num_envs"], "threads": line["threads"] or "-"}
+        row |= {"steps per second": f"{int(line['training']):,}", "iteration": f"{total:.0f} ms"}
+        rows.append(row | {name: f"{100 * part / total:.0f} %" for name, part in parts.items()})
+    return origin + table(rows)
 
 
 # pages
@@ -251,6 +270,12 @@ The environments alone, random actions, environment steps per second; backward i
 
 {throughput}
 
+## Speed of the training
+
+RPO with its defaults, learning and logging included, and what an iteration spends its time on.
+
+{training}
+
 ## Learning curves
 
 Mean over the last 100 episodes to end, no further smoothing; over several seeds their mean, the band is one standard
@@ -273,13 +298,16 @@ def results_page(results, page):
         statistics=statistics(runs, paper),
         ablations="\n\n".join(f"### {env_id}\n\n{ablations_of(env_id, ablations)}" for env_id in ablation_tasks),
         files=files([*runs, *ablations], page),
-        throughput=all_throughputs(results, page),
+        throughput=all_files(throughput, results, page),
+        training=all_files(training, results, page),
         figures="\n".join("!" + link(results / f"{name}.png", page, name) for name in figures),
     )
 
 
-def all_throughputs(results, page):
-    return "\n\n".join(throughput(path, page) for path in sorted(results.glob("throughput_*.csv")))
+def all_files(kind, results, page):
+    """throughput() or training() of every file of its kind."""
+    paths = sorted(results.glob(f"{kind.__name__}_*.csv"))
+    return "\n\n".join(kind(path, page) for path in paths) or "Not run."
 
 
 def filled_readme(results, page):
@@ -287,11 +315,29 @@ def filled_readme(results, page):
     runs, paper, text = read_all(results), read_paper(), page.read_text()
     text = filled(text, "results", overview(runs, paper))
     text = filled(text, "rpo", settings_of("rpo", runs, paper, page))
-    return filled(text, "throughput", all_throughputs(results, page))
+    return filled(text, "throughput", all_files(throughput, results, page))
+
+
+def critic_steps(path):
+    """A row for every variant: milliseconds per step by number of threads, and the first step."""
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    rows = {}
+    for line in lines:
+        row = rows.setdefault(line["variant"], {"variant": line["variant"]})
+        row[f"{line['threads']} thread{'s' if line['threads'] != '1' else ''}"] = f"{line['step_ms']} ms"
+        row["first step"] = f"{line['first_s']} s"
+    return table(list(rows.values()))
+
+
+def filled_performance(results, page):
+    """The text of docs/performance.md, with the tables between its markers made anew."""
+    text = filled(page.read_text(), "training", all_files(training, results, page))
+    return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv"))
 
 
 def filled(text, name, block):
     pattern = rf"(<!-- {name}: begin.*? -->\n).*?(<!-- {name}: end -->)"
     if not re.search(pattern, text, re.DOTALL):
-        raise ValueError(f"README: expected the lines <!-- {name}: begin --> and <!-- {name}: end -->, got none")
+        raise ValueError(f"expected the lines <!-- {name}: begin --> and <!-- {name}: end -->, got none")
     return re.sub(pattern, lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text, flags=re.DOTALL)

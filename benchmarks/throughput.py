@@ -122,6 +122,8 @@ def measure_training(args, row):
 
 def main():
     args = tyro.cli(Args)
+    if args.iterations < 4:
+        sys.exit(f"--iterations: expected at least 4, of which two are a warm-up, got {args.iterations}")
     wp.config.log_level = wp.LOG_WARNING
     threads = sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())}) if args.device == "cpu" else [None]
     rows = [

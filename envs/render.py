@@ -236,11 +236,15 @@ def _y_up(articulation):
     return replace(articulation, links=links)
 
 
+def color_of(shape):
+    return PALETTE[shape.link % len(PALETTE) if shape.color is None else shape.color]
+
+
 def _shape(shape):
     """A shape of shapes.py as the kernel reads it."""
     result = Shape()
     result.link, result.is_box = shape.link, isinstance(shape, Box)
-    result.color = wp.vec3(*PALETTE[shape.link % len(PALETTE) if shape.color is None else shape.color])
+    result.color = wp.vec3(*color_of(shape))
     if isinstance(shape, Box):
         result.start, result.end = wp.vec3(*shape.center), wp.vec3(*shape.half_extents)
         result.middle, result.reach = result.start, float(np.linalg.norm(shape.half_extents))

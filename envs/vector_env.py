@@ -31,7 +31,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     """
 
     articulation = None
-    drawn_articulation = None  # what pictures show instead
+    drawn_articulation = None  # what pictures show (default: the articulation)
     num_obs = num_actions = None
     dt = substeps = mass_matrix_interval = None  # s; substeps per step; substeps between rebuilds of the mass matrix
     max_episode_steps = None
@@ -59,6 +59,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
         self.joint_q = self.joint_qd = self.renderer = None
+        self.drawn_articulation = self.drawn_articulation or self.articulation
         self.state_names = self._STATE + (("goal", "successes") if self.num_goal > 0 else ())
 
     def actuate(self, action):
@@ -94,7 +95,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         raise NotImplementedError
 
     def drawn_joint_q(self, index):
-        """Coordinates (nq,) of what a picture of environment `index` shows: drawn_articulation, if there is one."""
+        """Coordinates (nq,) of the drawn articulation in environment `index`."""
         return self.joint_q[index]
 
     def reset(self, *, seed=None, options=None):
@@ -244,8 +245,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if _whole_number("index", index, at_least=0) >= self.num_envs:
             raise ValueError(f"index: expected a whole number below {self.num_envs}, got {index}")
         if self.renderer is None:
-            drawn = self.drawn_articulation or self.articulation
-            self.renderer = Renderer(drawn, self.device, self.camera_height, self.camera_distance)
+            view = {"look_at_height": self.camera_height, "distance": self.camera_distance}
+            self.renderer = Renderer(self.drawn_articulation, self.device, **view)
         return self.renderer.draw(self.drawn_joint_q(index))
 
     def close_extras(self, **kwargs):

@@ -64,10 +64,17 @@ def test_the_readme_counts_the_lines_of_the_scripts():
         assert int(lines) == len((ROOT / name).read_text().splitlines()), name
 
 
-@pytest.mark.parametrize("page, printed", [("README.md", "tensor([["), ("docs/envs.md", "torch.Size([16, 1])")])
+@pytest.mark.parametrize(
+    "page, printed",
+    [
+        ("README.md", "tensor([["),  # the gradient
+        ("docs/envs.md", "torch.Size([16, 1])"),  # the gradient's shape
+        ("docs/third_party.md", "ndarray float32 (4, 11)"),
+    ],
+)
 def test_examples_run(page, printed, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {})
-    assert printed in capsys.readouterr().out  # the gradient
+    assert printed in capsys.readouterr().out

@@ -51,6 +51,8 @@ def test_results_page_and_readme_are_those_of_the_files():
     advice = "not up to date: python benchmarks/plot.py"
     assert tables.results_page(RESULTS, BENCHMARKS / "RESULTS.md") == (BENCHMARKS / "RESULTS.md").read_text(), advice
     assert tables.filled_readme(RESULTS, ROOT / "README.md") == (ROOT / "README.md").read_text(), advice
+    performance = ROOT / "docs" / "performance.md"
+    assert tables.filled_performance(RESULTS, performance) == performance.read_text(), advice
 
 
 def test_statistics_need_seeds():
@@ -93,9 +95,36 @@ def test_ablations_have_a_table_and_no_unknown_names(results):
 def test_plot_writes_the_figures_and_the_pages(results):
     readme = results / "README.md"
     readme.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("results", "rpo", "throughput")))
-    plot.main(results, results / "RESULTS.md", readme)
+    performance = results / "performance.md"
+    performance.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("training", "critic step")))
+    (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
+    plot.main(results, results / "RESULTS.md", readme, performance)
+    assert "| plain | 20.00 ms | 0.10 s |" in performance.read_text()
     assert {path.name for path in results.glob("*.png")} == {"hopper.png", "all.png", "ablations_hopper.png"}
     assert "5100 +- 141" in readme.read_text() and "![ablations_hopper]" in (results / "RESULTS.md").read_text()
+
+
+def write_speeds(path):
+    path.write_text(
+        "# command: x, commit: abc1234, device: toaster, cores: 2, torch: 2, warp: 1, date: 2026-11-21\n"
+        "env_id,num_envs,device,threads,forward,forward_backward,training,rollout_ms,critic_ms\n"
+        "hopper,16,cpu,2,4000,1000,500,30.0,90.0\nhopper,64,cpu,2,16000,3000,1500,40.0,60.0\n"
+    )
+
+
+def test_the_parts_of_the_training_are_shares(results):
+    assert tables.all_files(tables.training, results, results / "RESULTS.md") == "Not run."
+    write_speeds(results / "training_cpu.csv")
+    text = tables.all_files(tables.training, results, results / "RESULTS.md")
+    assert "toaster, cores: 2, commit abc1234, 2026-11-21, [training_cpu.csv](training_cpu.csv)" in text
+    assert "| hopper | 16 | 2 | 500 | 120 ms | 25 % | 75 % |" in text
+
+
+def test_speeds_against_the_number_of_environments_are_drawn(results):
+    write_speeds(results / "scaling_cpu.csv")
+    plot.plot_scaling(results / "scaling_cpu.csv")
+    assert (results / "scaling_cpu.png").exists()
+    assert len(read_all(results)) == 5  # not a run
 
 
 def test_the_commands_of_the_paper_can_be_run():

@@ -85,7 +85,10 @@ def test_processes_stay_alike_and_one_of_them_reports(tmp_path, name):
     (folder,) = (tmp_path / "runs").iterdir()
     with open(folder / "metrics.csv", newline="") as file:
         assert [int(row["global_step"]) for row in csv.DictReader(file)] == [32, 64, 96, 128, 160, 160]
-    shares = torch.load(folder / "checkpoint.pt", weights_only=True)["shares"]
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    # of the observations of all eight environments, five rollouts of four steps; SAC does not count the last one's end
+    assert checkpoint["normalizer"]["count"] == 1 + 8 * 5 * (4 if name == "sac" else 5)
+    shares = checkpoint["shares"]
     assert [len(share["env"]["joint_q"]) for share in shares] == [4, 4]
     assert not torch.equal(shares[0]["env"]["joint_q"], shares[1]["env"]["joint_q"])  # each has noise of its own
     assert not torch.equal(shares[0]["rng"], shares[1]["rng"])

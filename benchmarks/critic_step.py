@@ -1,0 +1,106 @@
+"""What was tried to make a step of the critics faster, which is where RPO spends most of its time on a CPU.
+
+    python benchmarks/critic_step.py --output benchmarks/results/critic_step_cpu.csv
+
+Milliseconds per step (forward, backward, clipping, AdamW) on a minibatch of ANYmal's, median; `first_s` is the duration
+of the first step, which compiles where something is compiled.
+"""
+
+import csv
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn as nn
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import rpo_continuous as rpo  # noqa: E402
+from benchmarks.provenance import provenance  # noqa: E402
+
+NUM_OBS, MINIBATCH = 49, 1024  # 128 environments x 32 steps in 4 minibatches
+ADAMW = {"lr": 5e-4, "betas": (0.7, 0.95), "weight_decay": 0.01}
+
+
+@dataclass
+class Args:
+    repeats: int = 100
+    """steps per figure"""
+    output: str | None = None
+    """write the table to this CSV file as well"""
+
+
+class BatchedCritic(nn.Module):
+    """Both critics in one batched product per layer."""
+
+    def __init__(self, num_obs):
+        super().__init__()
+        sizes = [num_obs, 400, 200, 100, 1]
+        pairs = list(zip(sizes, sizes[1:]))
+        self.weights = nn.ParameterList(torch.randn(2, a, b) / a**0.5 for a, b in pairs)
+        self.biases = nn.ParameterList(torch.zeros(2, 1, b) for _, b in pairs)
+        self.scales = nn.ParameterList(torch.ones(2, 1, b) for _, b in pairs[:-1])
+        self.shifts = nn.ParameterList(torch.zeros(2, 1, b) for _, b in pairs[:-1])
+
+    def forward(self, obs):
+        x = obs.expand(2, *obs.shape)
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if k < len(self.scales):
+                x = nn.functional.silu(nn.functional.layer_norm(x, x.shape[-1:]) * self.scales[k] + self.shifts[k])
+        return x.squeeze(-1).T
+
+
+def in_bfloat16(critic, obs, targets):
+    with torch.autocast("cpu", torch.bfloat16):
+        return rpo.critic_loss(critic, obs, targets)
+
+
+def seconds_per_step(critic, loss, fused, repeats):
+    """The median over the repeats, and the first step."""
+    obs, targets = torch.randn(MINIBATCH, NUM_OBS), torch.randn(MINIBATCH)
+    optimizer = torch.optim.AdamW(critic.parameters(), fused=fused, **ADAMW)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        value = loss(critic, obs, targets)
+        optimizer.zero_grad()
+        value.backward()
+        rpo.clipped_step(optimizer, 0.5)
+        value.item()
+        times.append(time.perf_counter() - start)
+    return median(times[1:]), times[0]
+
+
+def main():
+    args = tyro.cli(Args)
+    variants = {
+        "as in the scripts": (rpo.Critic, rpo.critic_loss, True),
+        "optimiser not fused": (rpo.Critic, rpo.critic_loss, False),
+        "torch.compile": (rpo.Critic, torch.compile(rpo.critic_loss), True),
+        "both critics in one batched product": (BatchedCritic, rpo.critic_loss, True),
+        "bfloat16 autocast": (rpo.Critic, in_bfloat16, True),
+    }
+    rows = []
+    for threads in sorted({1, os.cpu_count() or 1}):
+        torch.set_num_threads(threads)
+        for name, (critic, loss, fused) in variants.items():
+            step, first = seconds_per_step(critic(NUM_OBS), loss, fused, args.repeats)
+            rows.append(
+                {"variant": name, "threads": threads, "step_ms": f"{1e3 * step:.2f}", "first_s": f"{first:.2f}"}
+            )
+            print(rows[-1], flush=True)
+    if args.output:
+        with open(args.output, "w", newline="") as file:
+            file.write(provenance("python " + " ".join(sys.argv), "cpu"))
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""A replay that one can turn around, in a browser: `python -m envs.viewer --env-id ant`.
+
+    --checkpoint runs/<run>/checkpoint.pt   the policy of any of the training scripts; without it, random actions
+    --record out.html                       write a file that every browser can play, without Python, and stop
+
+Needs viser (`pip install viser`) and no display.  From another machine: `ssh -L 8080:localhost:8080 <host>`.
+
+A policy is a class in the script that trained it.  So the script itself replays it, as with `--eval-only
+--capture-video`, in environments that take down the pose of the robot in place of a picture.
+"""
+
+import contextlib
+import importlib.util
+import io
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+import warp as wp
+
+import envs
+from envs.articulation import build_model
+from envs.kinematics import forward_kinematics
+from envs.render import HALF_HEIGHT_OF_VIEW, TILES, VIEW, color_of
+from envs.shapes import Box
+
+ROOT = Path(__file__).parent.parent  # where the scripts are
+EVERY = 2  # steps per frame, as in the scripts' videos
+TILES_PER_SIDE = 40  # of the ground, 1 m each
+
+
+@dataclass
+class Args:
+    env_id: Literal[envs.ENV_IDS] | None = None
+    """the task; default: that of --checkpoint"""
+    checkpoint: str | None = None
+    """replay the deterministic policy of this checkpoint.pt"""
+    actions: Literal["random", "zero"] = "random"
+    """what to do without --checkpoint"""
+    record: str | None = None
+    """write the replay to this HTML file"""
+    follow: bool = True
+    """move along with the robot"""
+    seed: int = 1
+    """which episode"""
+    host: str = "localhost"
+    """address to serve at; 0.0.0.0 lets other machines in"""
+    port: int = 8080
+    """port to serve at"""
+
+
+def usage_error(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# One episode
+def untrained_episode(env, actions, seed):
+    """Poses (frames, nq) of one episode."""
+    env.reset(seed=seed)
+    generator, poses = torch.Generator().manual_seed(seed), []
+    for t in range(env.max_episode_steps):
+        if t % EVERY == 0:
+            poses.append(env.drawn_joint_q(0))
+        action = 2.0 * torch.rand(1, env.num_actions, generator=generator) - 1.0
+        if env.step(action if actions == "random" else 0.0 * action)[4]["_episode"].any():
+            break
+    return torch.stack(poses)
+
+
+def trained_episode(state, checkpoint, seed):
+    """The same of the policy in a checkpoint, by the script that wrote it; the script reports what is wrong with it."""
+    spec = importlib.util.spec_from_file_location("script", ROOT / state["script"])
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    poses = []
+
+    def make(*args, **options):
+        env = envs.make(*args, **options)
+        env.render = lambda: env.drawn_joint_q(0).cpu().clone()
+        return env
+
+    def write_video(frames, path):
+        poses.extend(frames)
+        return f"{len(frames)} frames"
+
+    script.envs, script.write_video = SimpleNamespace(make=make), write_video
+    flags = ["--eval-only", "--capture-video", "--num-eval-envs", "1", "--seed", str(seed)]
+    sys.argv = [state["script"], "--checkpoint", checkpoint, *flags]
+    script.main()
+    return torch.stack(poses)
+
+
+def load_checkpoint(path):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        script, env_id = state["script"], state["args"]["env_id"]
+        if env_id not in envs.ENV_IDS or script not in [file.name for file in ROOT.glob("*.py")]:
+            raise ValueError(f"written by {script} for {env_id}")
+        return state
+    except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        usage_error(f"--checkpoint: expected a checkpoint.pt of a script in {ROOT}, got {path!r} ({reason})")
+
+
+# The scene
+def link_poses(articulation, joint_q):
+    """Position and quaternion xyzw (frames, links, 7) of every link in the poses (frames, nq)."""
+    num_frames, num_dofs = len(joint_q), articulation.num_dofs
+    with wp.ScopedDevice("cpu"):
+        joint_qd = wp.zeros((num_frames, num_dofs), dtype=float)
+        pose = wp.zeros((num_frames, len(articulation.links)), dtype=wp.transform)
+        twist, bias = (wp.zeros(pose.shape, dtype=wp.spatial_vector) for _ in range(2))
+        axes = wp.zeros((num_frames, num_dofs), dtype=wp.spatial_vector)
+        inputs = [build_model(articulation, wp.get_device("cpu")), wp.array(joint_q.numpy(), dtype=float), joint_qd]
+        wp.launch(forward_kinematics, num_frames, inputs, [pose, axes, twist, bias])
+    return pose.numpy()
+
+
+class Scene:
+    """The robot and the ground as nodes of a viser server. With `follow`, the world moves and the robot stays."""
+
+    def __init__(self, server, env, poses):
+        self.poses = link_poses(env.drawn_articulation, poses)
+        self.followed_link = env.drawn_articulation.shapes[0].link
+        gravity = np.array(env.drawn_articulation.gravity)
+        self.up = -gravity / np.linalg.norm(gravity)
+        turn = wp.quat_between_vectors(wp.vec3(0.0, 1.0, 0.0), wp.vec3(*self.up))
+        self.turn = np.array(wp.quat_to_matrix(turn)).reshape(3, 3)  # of a world that is y up
+        self.nodes = server.scene
+        self.nodes.set_up_direction(self.up)
+        self._place_camera(server.initial_camera, env.camera_height, env.camera_distance)
+        self.world = self.nodes.add_frame("/world", show_axes=False)
+        self.ground = self.nodes.add_frame("/world/ground", show_axes=False)
+        self._add_tiles()
+        self.links = {}
+        for number, shape in enumerate(env.drawn_articulation.shapes):
+            link = f"/world/link_{shape.link}"
+            self.links[shape.link] = self.links.get(shape.link) or self.nodes.add_frame(link, show_axes=False)
+            self._add_shape(f"{link}/shape_{number}", shape)
+
+    def show(self, frame, follow):
+        """Put everything where it is in a frame."""
+        position = self.poses[frame, self.followed_link, :3]
+        along = position - (position @ self.up) * self.up
+        self.world.position = -along if follow else 0.0 * along
+        self.ground.position = 2.0 * np.floor(0.5 * along + 1e-3)  # two tiles on, it looks the same
+        for link, node in self.links.items():
+            node.position, node.wxyz = self.poses[frame, link, :3], np.roll(self.poses[frame, link, 3:], 1)
+
+    def _place_camera(self, camera, height, distance):
+        """Where the camera of render.py stands."""
+        camera.look_at = self.turn @ (0.0, height, 0.0)
+        camera.position = camera.look_at + self.turn @ (distance * VIEW)
+        camera.fov = 2.0 * math.atan(HALF_HEIGHT_OF_VIEW)
+
+    def _add_tiles(self):
+        corners = np.array([(0, 0, 0), (0, 0, 1), (1, 0, 1), (1, 0, 0)])
+        places = np.indices((TILES_PER_SIDE, 1, TILES_PER_SIDE)).reshape(3, -1).T - (TILES_PER_SIDE // 2) * corners[2]
+        for parity, color in enumerate(TILES):
+            tiles = places[places.sum(1) % 2 == parity][:, None] + corners
+            vertices = (tiles.reshape(-1, 3) @ self.turn.T).astype(np.float32)
+            faces = (4 * np.arange(len(tiles))[:, None, None] + [(0, 1, 2), (0, 2, 3)]).reshape(-1, 3)
+            self.nodes.add_mesh_simple(f"/world/ground/tiles_{parity}", vertices, faces, color=color)
+
+    def _add_shape(self, name, shape):
+        color = color_of(shape)
+        if isinstance(shape, Box):
+            self.nodes.add_box(name, color, 2.0 * np.array(shape.half_extents), position=shape.center)
+            return
+        import trimesh  # viser brings it
+
+        axis = np.array(shape.end) - shape.start
+        mesh = trimesh.creation.capsule(np.linalg.norm(axis), shape.radius, count=[24, 24])
+        turn = trimesh.geometry.align_vectors((0, 0, 1), axis)[:3, :3]
+        vertices = (mesh.vertices - mesh.bounds.mean(0)) @ turn.T  # trimesh says that an end is at 0, and centres it
+        self.nodes.add_mesh_simple(name, vertices, mesh.faces, color=color, position=shape.start + 0.5 * axis)
+
+
+def record(make_server, env, poses, follow):
+    """The replay as an HTML document that loads nothing from elsewhere."""
+    with contextlib.redirect_stdout(io.StringIO()):  # viser announces an address where nothing will be served
+        server = make_server("localhost", 0)
+        scene, serializer = Scene(server, env, poses), server.get_scene_serializer()
+        for frame in range(len(poses)):
+            scene.show(frame, follow)
+            serializer.insert_sleep(EVERY * env.dt)
+        html = serializer.as_html()
+        server.stop()
+    return html
+
+
+def play(server, env, poses, follow):
+    """Serve the replay, again and again, until Ctrl-C."""
+    scene = Scene(server, env, poses)
+    playing = server.gui.add_checkbox("play", True)
+    speed = server.gui.add_slider("speed", min=0.1, max=2.0, step=0.1, initial_value=1.0)
+    frame = server.gui.add_slider("frame", min=0, max=len(poses) - 1, step=1, initial_value=0)
+    following = server.gui.add_checkbox("follow", follow)
+    while True:
+        with server.atomic():
+            scene.show(frame.value, following.value)
+        time.sleep(EVERY * env.dt / speed.value)
+        if playing.value:
+            frame.value = (frame.value + 1) % len(poses)
+
+
+def parse_args():
+    """The command line, with the task filled in, and the content of the checkpoint if there is one."""
+    args, state = tyro.cli(Args), None
+    if args.checkpoint:
+        state = load_checkpoint(args.checkpoint)
+        env_id = state["args"]["env_id"]
+        if args.env_id not in (None, env_id):
+            usage_error(f"--env-id: expected {env_id}, the task of --checkpoint, got {args.env_id}")
+        args.env_id = env_id
+    elif args.env_id is None:
+        usage_error("--env-id: expected a task, or --checkpoint in its place, got neither")
+    if args.record and not Path(args.record).absolute().parent.is_dir():
+        usage_error(f"--record: expected a file in an existing folder, got {args.record!r}")
+    if args.seed < 0:
+        usage_error(f"--seed: expected 0 or more, got {args.seed}")
+    return args, state
+
+
+def main():
+    wp.config.log_level = wp.LOG_WARNING  # no banner
+    args, state = parse_args()
+    try:
+        import viser
+    except ImportError:
+        usage_error("viser: expected to be installed (pip install viser), got none")
+    env = envs.make(args.env_id)
+    if args.checkpoint:
+        poses = trained_episode(state, args.checkpoint, args.seed)
+    else:
+        poses = untrained_episode(env, args.actions, args.seed)
+    if args.record:
+        Path(args.record).write_text(record(viser.ViserServer, env, poses, args.follow), encoding="utf-8")
+        print(f"{len(poses)} frames: {args.record}")
+    else:
+        play(viser.ViserServer(args.host, args.port, label=args.env_id), env, poses, args.follow)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
