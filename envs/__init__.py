@@ -3,8 +3,8 @@
 The environments follow gymnasium's VectorEnv with automatic reset in the same step, with torch tensors in place of
 numpy arrays: see vector_env.py.  The physics: articulation.py (robots as data), kinematics.py, forces.py,
 body_contact.py, mass_matrix.py, integrate.py, reference_point.py, and simulator.py and substeps.py (one step, forward
-and backward).  floating_base.py is what ant, anymal and humanoid share, quaternion.py is for tasks; shapes.py, render.py
-and viewer.py make the pictures.
+and backward).  Tasks share quaternion.py and, where a robot floats, floating_base.py; shapes.py, render.py and
+viewer.py make the pictures.
 """
 
 import difflib
