@@ -13,6 +13,8 @@ slowly moving copy of itself, and the policy follows the gradient of Q with resp
     y                targets          sum of gamma^i r over at most n steps, plus gamma^k times the soft value there
 
 Try:     python sac_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
+Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472
+         return 1,730, and 2,520 with the deterministic policy (one seed); it is still changing a lot
 Resume:  python sac_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 sac_continuous.py ... divides the environments among two processes, or GPUs
 """
