@@ -216,7 +216,7 @@ def training(path, page):
         total = sum(parts.values())
         row = {"task": line["env_id"], "environments": line["num_envs"], "threads": line["threads"] or "-"}
         row |= {"steps per second": f"{int(line['training']):,}", "iteration": f"{total:.0f} ms"}
-        rows.append(row | {name: f"{100 * part / total:.0f} %" for name, part in parts.items()})
+        rows.append(row | {name: f"{round(100 * part / total)} %" for name, part in parts.items()})
     return origin + table(rows)
 
 
@@ -326,7 +326,7 @@ def critic_steps(path):
     for line in lines:
         row = rows.setdefault(line["variant"], {"variant": line["variant"]})
         row[f"{line['threads']} thread{'s' if line['threads'] != '1' else ''}"] = f"{line['step_ms']} ms"
-        row["first step"] = f"{line['first_s']} s"
+        row.setdefault("first step", f"{line['first_s']} s")
     return table(list(rows.values()))
 
 
