@@ -17,7 +17,7 @@ a state outside is pulled back to the policy that collected the data.  Two multi
 
 Try:      python reppo_continuous.py --env-id ant --total-timesteps 1000000 --capture-video
 Train:    python reppo_continuous.py --env-id ant --total-timesteps 3000000
-          about 4,000 steps per second on one CPU core of its own; return 3,910, and 4,310 with the deterministic policy
+          about 4,000 steps per second on one CPU core of its own; return 4,200, and 4,610 with the deterministic policy
           (one seed)
 Resume:   python reppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:    torchrun --nproc-per-node 2 reppo_continuous.py ... divides the environments among two processes, or GPUs

@@ -284,7 +284,7 @@ def collect(env, actor, normalizer, replay, args):
     raw_obs, episodes = env.detach(), []
     for _ in range(args.num_steps):
         if replay.count * args.num_envs < args.learning_starts:
-            action = 2.0 * torch.rand(env.num_envs, env.num_actions, device=raw_obs.device) - 1.0
+            action = 2.0 * torch.rand(len(raw_obs), env.num_actions, device=raw_obs.device) - 1.0
         else:
             action, _ = sample_action(actor, normalizer(raw_obs))
         next_raw_obs, reward, terminated, truncated, infos = env.step(action)

@@ -518,6 +518,9 @@ class CountingEnv:
         infos = {"episode": {"r": length * 1.0, "l": length.long()}, "_episode": done}
         return torch.zeros(len(done), 2), torch.ones(len(done)), done, torch.zeros_like(done), infos
 
+    def detach(self):
+        return torch.zeros(len(self.left), 2)
+
     def render(self):
         return self.length.tolist()
 
