@@ -181,9 +181,9 @@ def test_the_live_replay_serves_a_page_and_ends_with_ctrl_c(tmp_path):
     process = subprocess.Popen([*COMMAND, *flags], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE)
     try:
         address = next(match[0] for line in process.stdout if (match := re.search(r"http://localhost:\d+", line)))
-        assert b"<html" in urllib.request.urlopen(address, timeout=30).read()
+        assert b"<html" in urllib.request.urlopen(address, timeout=120).read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
     finally:
         process.kill()
 
