@@ -178,12 +178,15 @@ def test_the_policy_is_the_one_that_the_script_evaluates(name, tmp_path, monkeyp
 
 def test_the_live_replay_serves_a_page_and_ends_with_ctrl_c(tmp_path):
     flags = "--env-id cartpole --actions zero --port 0".split()
-    process = subprocess.Popen([*COMMAND, *flags], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE)
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE}
+    # where the tests run in a shell's background, Ctrl-C is ignored, and children inherit that
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([*COMMAND, *flags], **options)
     try:
         address = next(match[0] for line in process.stdout if (match := re.search(r"http://localhost:\d+", line)))
-        assert b"<html" in urllib.request.urlopen(address, timeout=120).read()
+        assert b"<html" in urllib.request.urlopen(address, timeout=30).read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) == 130
+        assert process.wait(timeout=30) == 130
     finally:
         process.kill()
 
