@@ -18,7 +18,7 @@ alpha-policy deforms the space of actions too much, leaves PPO's trust region to
 
 Try:     python gippo_continuous.py --env-id hopper --total-timesteps 1000000 --capture-video
 Train:   python gippo_continuous.py --env-id hopper --total-timesteps 5013504
-         two hours on a CPU core shared with other work; return 4,820, and 4,900 with the deterministic policy (one seed;
+         two hours on one CPU core, shared at times; return 4,820, and 4,900 with the deterministic policy (one seed;
          RPO paper, at about four times the steps: 5,512 and 5,514)
 Resume:  python gippo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 gippo_continuous.py ... divides the environments among two processes, or GPUs
