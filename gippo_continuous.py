@@ -747,12 +747,14 @@ def main():
     signal.signal(signal.SIGTERM, on_signal)
 
     # TRY NOT TO MODIFY: start the game
+    num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # ALGO LOGIC: collect a rollout, its advantages, and the gradient of each with respect to its action
             time_0 = time.time()
+            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
             try:
                 data, advantages, us, episodes = rollout(env, actor, target_critic, normalizer, args)
             except ValueError as error:  # the environment refuses an action that is not a number
@@ -777,6 +779,7 @@ def main():
 
             # ALGO LOGIC: regression to the alpha-policy
             time_2 = time.time()
+            torch.set_num_threads(num_threads)
             b_data["alpha_actions"] = b_data["u"] + alpha * b_data["action_grads"]
             (alpha_steps, _), descended = descend(regress, actor, alpha_optimizer, b_data, args)
             alpha_skipped = sum(not usable for _, usable in alpha_steps)

@@ -644,6 +644,7 @@ def main():
     signal.signal(signal.SIGTERM, on_signal)
 
     # TRY NOT TO MODIFY: start the game
+    num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
@@ -656,6 +657,7 @@ def main():
 
             # ALGO LOGIC: collect a rollout, its advantages and the targets of the critic
             time_0 = time.time()
+            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
             try:
                 data, episodes = rollout(env, actor, critic, normalizer, return_normalizer, args)
             except ValueError as error:  # the environment refuses an action that is not a number
@@ -683,6 +685,7 @@ def main():
 
             # ALGO LOGIC: K passes over the rollout
             time_1, time_actor, time_critic = time.time(), 0.0, 0.0
+            torch.set_num_threads(num_threads)
             actor_steps, policy_stats, critic_steps, v_losses = [], [], [], []
             for _ in range(args.update_epochs):
                 kls = []

@@ -810,12 +810,14 @@ def main():
     # TRY NOT TO MODIFY: start the game
     minibatch = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")
     told_of_support = False
+    num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # ALGO LOGIC: collect a rollout and the targets of the critic
             time_0 = time.time()
+            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
             alpha, beta = (x.item() for x in multipliers())
             try:
                 data, episodes = rollout(env, actor, critic, normalizer, alpha, args)
@@ -836,6 +838,7 @@ def main():
 
             # ALGO LOGIC: passes over the rollout, a step of the critic and one of the actor per minibatch
             time_1, time_actor, time_critic = time.time(), 0.0, 0.0
+            torch.set_num_threads(num_threads)
             actor_steps, policy_stats, critic_steps, v_losses = [], [], [], []
             with torch.no_grad():  # only a measurement: what the critic knew
                 errors = b_data["targets"] - critic.value(critic.features(b_data["obs"], b_data["action"]))

@@ -682,6 +682,7 @@ def main():
     signal.signal(signal.SIGTERM, on_signal)
 
     # TRY NOT TO MODIFY: start the game
+    num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
@@ -693,6 +694,7 @@ def main():
 
             # ALGO LOGIC: collect a rollout, and the gradient of its return with respect to every action
             time_0 = time.time()
+            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
             try:
                 data, returns, us, episodes = rollout(env, actor, critic, normalizer, args)
             except ValueError as error:  # the environment refuses an action that is not a number
@@ -713,6 +715,7 @@ def main():
 
             # ALGO LOGIC: M policy epochs on the same rollout
             time_2 = time.time()
+            torch.set_num_threads(num_threads)
             actor_steps, policy_stats = [], []
             for _ in range(args.update_epochs):
                 loss, stats = policy_loss(actor, b_data, args)

@@ -687,12 +687,14 @@ def main():
     signal.signal(signal.SIGTERM, on_signal)
 
     # TRY NOT TO MODIFY: start the game
+    num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.rollout_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
             # ALGO LOGIC: steps of every environment into the replay buffer
             time_0 = time.time()
+            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
             try:
                 finished_episodes.extend(collect(env, actor, normalizer, replay, args))
             except ValueError as error:  # the environment refuses an action that is not a number
@@ -700,6 +702,7 @@ def main():
 
             # ALGO LOGIC: updates of the critics, the policy, the temperature and the target critics
             time_1, time_actor, time_critic = time.time(), 0.0, 0.0
+            torch.set_num_threads(num_threads)
             actor_steps, critic_steps, v_losses, entropies, q_values = [], [], [], [], []
             for _ in range(args.num_updates if replay.count * args.num_envs >= args.learning_starts else 0):
                 time_2 = time.time()

@@ -663,6 +663,7 @@ def main():
     signal.signal(signal.SIGTERM, on_signal)
 
     # TRY NOT TO MODIFY: start the game
+    num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
     try:
         while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
@@ -674,6 +675,7 @@ def main():
 
             # ALGO LOGIC: collect a rollout, and take one policy step along the gradient of its return
             time_0 = time.time()
+            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
             try:
                 # the temperature is a constant for the policy; it has a loss of its own
                 alpha = temperature().item()
@@ -687,6 +689,7 @@ def main():
             loss.backward(inputs=list(actor.parameters()))  # the critics' weights are constants here
             del returns, loss  # and with them the graph
             time_2 = time.time()
+            torch.set_num_threads(num_threads)
             action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R, summed over the environments
             finite = action_grads.isfinite().all(-1)
             action_grads = torch.where(finite[..., None], action_grads, 0.0)
