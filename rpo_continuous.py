@@ -122,6 +122,8 @@ class Args:
     """c_high: samples with a ratio above 1 + c_high are dropped"""
     clip_gradient: bool = True
     """drop samples by their ratio; --no-clip-gradient keeps all of them"""
+    importance_weight: bool = True
+    """weigh samples by their ratio; --no-importance-weight, an ablation, reuses the gradients as they are"""
     kl_coef: float | None = None
     """lambda_KL; default: the task's"""
     ent_coef: float | None = None
@@ -298,7 +300,8 @@ def policy_loss(actor, data, args):
     with torch.no_grad():
         ratio = log_ratio(data["u"], mean, log_std, data["mean"], data["log_std"]).clamp(-20.0, 20.0).exp()
         keep = (ratio >= 1.0 - args.clip_low) & (ratio <= 1.0 + args.clip_high)
-        weight = ratio * keep if args.clip_gradient else ratio
+        weight = ratio if args.importance_weight else torch.ones_like(ratio)
+        weight = weight * keep if args.clip_gradient else weight
 
     # L = lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ h ]   (eq. 14)
     # The first term is a linear proxy, only its gradient means something; a dropped sample still counts in the mean.

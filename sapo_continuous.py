@@ -95,7 +95,9 @@ class Args:
     critic_learning_rate: float = 5e-4
     """of the critics"""
     anneal_lr: bool = True
-    """let both learning rates decay linearly to final_learning_rate"""
+    """let both learning rates decay to final_learning_rate"""
+    lr_schedule: Literal["linear", "exponential"] = "linear"
+    """how they decay; exponential is RPO's"""
     final_learning_rate: float = 1e-5
     """learning rates at the end of training"""
     gamma: float = 0.99
@@ -668,10 +670,12 @@ def main():
     try:
         while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
             iteration += 1
-            # lr_k = lr + (lr_end - lr) k / K
+            # lr_k = lr + (lr_end - lr) k / K, or lr (lr_end / lr)^(k / K)
             fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
             for optimizer, lr in ((actor_optimizer, args.learning_rate), (critic_optimizer, args.critic_learning_rate)):
-                optimizer.param_groups[0]["lr"] = lr + (args.final_learning_rate - lr) * fraction
+                linear = lr + (args.final_learning_rate - lr) * fraction
+                exponential = lr * (args.final_learning_rate / lr) ** fraction
+                optimizer.param_groups[0]["lr"] = linear if args.lr_schedule == "linear" else exponential
 
             # ALGO LOGIC: collect a rollout, and take one policy step along the gradient of its return
             time_0 = time.time()

@@ -116,7 +116,7 @@ def ablation_style(name):
     script = name.split("_")[0]
     position = [other for other in ABLATIONS if other.split("_")[0] == script].index(name)
     return (
-        (("C0", "C3", "C4", "C5", "C6", "C8", "C9")[position], "-")
+        (("C0", "C3", "C4", "C5", "C6", "C7", "C8", "C9")[position], "-")
         if script == "rpo"
         else (COLORS[script], LINES[position])
     )

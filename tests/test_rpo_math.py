@@ -229,8 +229,10 @@ def test_reused_gradients_are_unbiased(options, mean, log_std, kept):  # M5, pro
     assert abs(gradients[0] - mean) < 2.6e-3 and abs(gradients[1] - log_std) < 2.6e-3
     if kept is not None:
         assert abs(stats["kept"] - kept) < 2e-3
-    naive = (data["action_grads"] * rpo.regenerate(u, *policy(zeros))).mean()  # reuse without the ratio is biased
-    assert abs(torch.autograd.grad(naive, policy.mean)[0] - 0.7) > 0.2
+    # reuse without the ratio is biased: E_pi_old[Q'(u)] = 1 and E_pi_old[Q'(u) (u - 0.3)] = -1.3
+    loss, _ = rpo.policy_loss(policy, data, make_args(clip_gradient=False, importance_weight=False))
+    gradients = torch.autograd.grad(-loss, [policy.mean, policy.log_std])
+    assert abs(gradients[0] - 1.0) < 4e-3 and abs(gradients[1] - -1.3) < 1e-2  # standard deviations 1 and 1.9
 
 
 def test_reused_gradients_are_unbiased_for_the_squashed_policy():  # M12

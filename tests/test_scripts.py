@@ -228,6 +228,7 @@ def test_an_evaluation_does_not_touch_the_training(tmp_path):
 
 def test_flags_of_the_ablations(tmp_path):
     ablations = "--update-epochs 1 --kl-coef 0 --ent-coef 0 --no-clip-gradient --critic-agg min --surrogate-coef 32"
+    ablations += " --no-importance-weight"
     output = run(tmp_path, *TINY, "--total-timesteps", 64, "--no-anneal-lr", *ablations.split())
     assert "kl_coef: 0.0" in output and "ent_coef: 0.0" in output  # an explicit 0 wins over the task's default
     rows = metrics(run_dir(tmp_path))
@@ -486,6 +487,15 @@ def test_schedules_of_the_learning_rate_of_ppo(tmp_path):
     run(tmp_path, *TINY_LEARNED, "--total-timesteps", 128, "--target-kl", 1e-9, script="ppo")
     rates = [float(row["learning_rate"]) for row in metrics(run_dir(tmp_path))[:-1]]
     assert rates == pytest.approx([5e-4 / 1.5**k for k in (2, 4, 6, 8)])
+
+
+def test_schedules_of_the_learning_rate_of_sapo(tmp_path):
+    halfway = {"linear": 2e-3 - 0.5 * (2e-3 - 1e-5), "exponential": math.sqrt(2e-3 * 1e-5)}
+    for schedule, rate in halfway.items():
+        (tmp_path / schedule).mkdir()
+        run(tmp_path / schedule, *TINY, "--total-timesteps", 64, "--lr-schedule", schedule, script="sapo")
+        rows = metrics(run_dir(tmp_path / schedule))[:-1]
+        assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-3, rate])
 
 
 def test_the_ablations_and_the_faithful_command_of_reppo(tmp_path):
