@@ -546,8 +546,8 @@ def parse_args():
     at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     at_most |= {"alpha": 1, "target_critic_keep": 1}
     for name, low in at_least.items():
-        high = at_most.get(name, math.inf)
-        if not low <= getattr(args, name) <= high:  # NaN fails too
+        high = at_most.get(name, 10**12)
+        if not low <= getattr(args, name) <= high:  # NaN and infinity fail too
             usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
     args.num_iterations = args.total_timesteps // args.batch_size
     return args, state
@@ -566,8 +566,13 @@ def create_run_dir(args):
 
 def save_atomically(state, path):
     """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
-    torch.save(state, path + ".tmp")
-    os.replace(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", "wb") as file:
+            torch.save(state, file)
+        os.replace(path + ".tmp", path)
+    except (OSError, RuntimeError) as error:  # torch turns some of the one into the other
+        os.remove(path + ".tmp")
+        raise TrainingFailed(f"cannot write {path}, which is left as it was ({error})") from error
 
 
 COLUMNS = """global_step wall_s episodic_return episodic_length SPS learning_rate diverged value_loss explained_variance
@@ -875,7 +880,8 @@ def main():
         return 1
     finally:
         if RANK == 0:
-            logger.writer.close()
+            with contextlib.suppress(OSError):  # already told
+                logger.writer.close()
         env.close()
         if WORLD_SIZE > 1:
             dist.destroy_process_group()
@@ -886,3 +892,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # the log cannot be written
+        sys.exit(f"training failed: {error}")

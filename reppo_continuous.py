@@ -585,9 +585,9 @@ def parse_args():
         "total_timesteps": args.batch_size,
         "num_bins": 3,
         "v_max": 0,
-        "v_min": -math.inf,
+        "v_min": -(10**12),
     }
-    at_least["target_entropy_scale"] = -math.inf
+    at_least["target_entropy_scale"] = -(10**12)
     at_most = {
         "seed": 2**32 - 1,
         "gamma": 1,
@@ -596,8 +596,8 @@ def parse_args():
         "v_min": 0,
     }
     for name, low in at_least.items():
-        high = at_most.get(name, math.inf)
-        if not low <= getattr(args, name) <= high:  # NaN fails too
+        high = at_most.get(name, 10**12)
+        if not low <= getattr(args, name) <= high:  # NaN and infinity fail too
             usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
     if args.v_min == args.v_max:
         usage_error(f"--v-max: expected more than --v-min, got {args.v_max} for both")
@@ -625,8 +625,13 @@ def create_run_dir(args):
 
 def save_atomically(state, path):
     """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
-    torch.save(state, path + ".tmp")
-    os.replace(path + ".tmp", path)
+    try:
+        with open(path + ".tmp", "wb") as file:
+            torch.save(state, file)
+        os.replace(path + ".tmp", path)
+    except (OSError, RuntimeError) as error:  # torch turns some of the one into the other
+        os.remove(path + ".tmp")
+        raise TrainingFailed(f"cannot write {path}, which is left as it was ({error})") from error
 
 
 COLUMNS = """global_step wall_s episodic_return episodic_length SPS learning_rate diverged value_loss aux_loss
@@ -926,7 +931,8 @@ def main():
         return 1
     finally:
         if RANK == 0:
-            logger.writer.close()
+            with contextlib.suppress(OSError):  # already told
+                logger.writer.close()
         env.close()
         if WORLD_SIZE > 1:
             dist.destroy_process_group()
@@ -937,3 +943,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # the log cannot be written
+        sys.exit(f"training failed: {error}")

@@ -2,7 +2,7 @@
 
 Writes results/<env_id>.png (learning curves of a task), results/all.png (of four tasks, for the README),
 results/ablations_<env_id>.png, results/scaling_<device>.png (speed against the number of environments), RESULTS.md, and
-the tables between the markers of the README and of docs/performance.md.
+the tables between the markers of the README, docs/performance.md and docs/robustness.md.
 """
 
 import itertools
@@ -31,7 +31,8 @@ from benchmarks.records import (  # noqa: E402
 )
 
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
-PERFORMANCE = ROOT / "docs" / "performance.md"
+DOCS = ROOT / "docs"
+PAGES = (BENCHMARKS / "RESULTS.md", ROOT / "README.md", DOCS / "performance.md", DOCS / "robustness.md")
 LINES = ("-", "--", ":", "-.")
 
 
@@ -157,7 +158,7 @@ def plot_scaling(path):
     finish(figure, axes[0], path.with_suffix(".png"), ncols=3)
 
 
-def main(results=RESULTS, page=BENCHMARKS / "RESULTS.md", readme=ROOT / "README.md", performance=PERFORMANCE):
+def main(results=RESULTS, pages=PAGES):
     runs = [run for run in read_all(results) if is_standard(run)]
     for env_id in tasks_of(runs):
         plot_task(env_id, runs, results / f"{env_id}.png")
@@ -167,9 +168,11 @@ def main(results=RESULTS, page=BENCHMARKS / "RESULTS.md", readme=ROOT / "README.
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):
         plot_scaling(path)
+    page, readme, performance, robustness = pages
     page.write_text(tables.results_page(results, page))
     readme.write_text(tables.filled_readme(results, readme))
     performance.write_text(tables.filled_performance(results, performance))
+    robustness.write_text(tables.filled_robustness(results, robustness))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A number in them comes from a results file or from paper.csv, nowhere else.
 import csv
 import os
 import re
+from collections import defaultdict
 from statistics import mean, stdev
 
 from scipy.stats import bootstrap, trim_mean
@@ -215,6 +216,7 @@ def training(path, page):
         parts = {name.removesuffix("_ms").replace("_", " "): float(line[name]) for name in line if name.endswith("_ms")}
         total = sum(parts.values())
         row = {"task": line["env_id"], "environments": line["num_envs"], "threads": line["threads"] or "-"}
+        row |= {"start": f"{line['start_s']} s"} if "start_s" in line else {}
         row |= {"steps per second": f"{int(line['training']):,}", "iteration": f"{total:.0f} ms"}
         rows.append(row | {name: f"{round(100 * part / total)} %" for name, part in parts.items()})
     return origin + table(rows)
@@ -334,6 +336,40 @@ def filled_performance(results, page):
     """The text of docs/performance.md, with the tables between its markers made anew."""
     text = filled(page.read_text(), "training", all_files(training, results, page))
     return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv"))
+
+
+def robustness(results):
+    """A row for every drill and what was seen, with the scripts that it was seen of."""
+    with open(results / "robustness.csv", newline="") as file:
+        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    scripts = defaultdict(list)
+    for line in lines:
+        scripts[line["drill"], line["seen"]].append(line["script"])
+    order = list(dict.fromkeys(line["drill"] for line in lines))
+    everywhere = len({line["script"] for line in lines})
+    rows = []
+    for drill, seen in sorted(scripts, key=lambda found: order.index(found[0])):
+        names = scripts[drill, seen]
+        rows.append({"drill": drill, "scripts": "all" if len(names) == everywhere else ", ".join(names), "seen": seen})
+    return table(rows)
+
+
+def memory(results):
+    """The resident memory of a whole run, a row for every tenth of it."""
+    with open(results / "memory_anymal.csv", newline="") as file:
+        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    last = int(lines[-1]["global_step"])
+    rows = []
+    for tenth in range(1, 11):
+        seen = [line for line in lines if int(line["global_step"]) <= last * tenth / 10]
+        rows.append({"steps": millions(int(seen[-1]["global_step"])), "resident memory": f"{seen[-1]['rss_mib']} MiB"})
+    return table(rows)
+
+
+def filled_robustness(results, page):
+    """The text of docs/robustness.md, with the tables between its markers made anew."""
+    text = filled(page.read_text(), "drill", robustness(results))
+    return filled(text, "memory", memory(results))
 
 
 def filled(text, name, block):

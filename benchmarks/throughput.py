@@ -3,11 +3,13 @@
     python benchmarks/throughput.py --env-ids hopper --num-envs 16 256 4096
     python benchmarks/throughput.py --output benchmarks/results/throughput_cpu.csv
     python benchmarks/throughput.py --train --output benchmarks/results/training_cpu.csv
+    python benchmarks/throughput.py --train --train-up-to 1024 --iterations 4 --repeats 2 --threads 2 --env-ids hopper ant \
+        --num-envs 16 64 256 1024 4096 16384 65536 --output benchmarks/results/scaling_cpu.csv
 
 Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task and number of environments one
 row for each number of threads.  With --train, rpo_continuous.py is run as well, with its own defaults: `training` has
-its environment steps per second, learning and logging included, and the other columns what an iteration of it spends
-its time on, in milliseconds.
+its environment steps per second, learning and logging included, `start_s` the seconds from its start to the end of its
+first iteration, and the other columns what an iteration of it spends its time on, in milliseconds.
 """
 
 import csv
@@ -50,12 +52,16 @@ class Args:
     """numbers of parallel environments; default: the one of NUM_ENVS"""
     device: str = "cpu"
     """cpu or cuda"""
+    threads: tuple[int, ...] = ()
+    """numbers of threads on the CPU; default: one, and as many as torch uses"""
     horizon: int = 32
     """steps of a rollout, all of which are differentiated"""
     repeats: int = 7
     """rollouts per figure"""
     train: bool = False
     """measure the training as well"""
+    train_up_to: int = 10**9
+    """the largest number of environments whose training is measured"""
     iterations: int = 10
     """of the training; the first two are a warm-up"""
     output: str | None = None
@@ -92,7 +98,7 @@ def measure(args, env_id, num_envs, num_threads):
         seconds = median(rollout_seconds(env, args.horizon, backward) for _ in range(args.repeats))
         row[name] = round(num_envs * args.horizon / seconds)
     env.close()
-    return row | (measure_training(args, row) if args.train else {})
+    return row | (measure_training(args, row) if args.train and num_envs <= args.train_up_to else {})
 
 
 def measure_training(args, row):
@@ -104,7 +110,11 @@ def measure_training(args, row):
     command.append("--cuda" if args.device == "cuda" else "--no-cuda")
     environment = os.environ | ({"OMP_NUM_THREADS": str(row["threads"])} if args.device == "cpu" else {})
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+        start = time.time()
+        with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            ends = [time.time() for line in process.stdout if line.startswith("step ")]
+        if process.returncode:
+            sys.exit(f"{' '.join(command)}: failed with exit code {process.returncode}")
         (path,) = Path(folder).glob("runs/*/metrics.csv")
         rows = [line for line in csv.DictReader(path.read_text().splitlines()) if line["SPS"]]
     walls = [float(line["wall_s"]) for line in rows]
@@ -117,7 +127,7 @@ def measure_training(args, row):
     parts |= {name: times[name] for name in ("backward", "actor", "critic")}
     parts["rest"] = times["wall"] - sum(parts.values())
     milliseconds = {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in parts.items()}
-    return {"training": round(batch_size / times["wall"])} | milliseconds
+    return {"training": round(batch_size / times["wall"]), "start_s": round(ends[0] - start, 1)} | milliseconds
 
 
 def main():
@@ -125,20 +135,23 @@ def main():
     if args.iterations < 4:
         sys.exit(f"--iterations: expected at least 4, of which two are a warm-up, got {args.iterations}")
     wp.config.log_level = wp.LOG_WARNING
-    threads = sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())}) if args.device == "cpu" else [None]
+    threads = args.threads or sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())})
+    if args.device != "cpu":
+        threads = [None]
     rows = [
         measure(args, env_id, num_envs, num_threads)
         for env_id in args.env_ids
         for num_envs in args.num_envs or (NUM_ENVS[env_id],)
         for num_threads in threads
     ]
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    columns = max(rows, key=len)
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
         print("| " + " | ".join(f"{x:,}" if isinstance(x, int | float) else x for x in row.values()) + " |")
     if args.output:
         with open(args.output, "w", newline="") as file:
             file.write(provenance("python " + " ".join(sys.argv), args.device))
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
 

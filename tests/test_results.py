@@ -53,6 +53,8 @@ def test_results_page_and_readme_are_those_of_the_files():
     assert tables.filled_readme(RESULTS, ROOT / "README.md") == (ROOT / "README.md").read_text(), advice
     performance = ROOT / "docs" / "performance.md"
     assert tables.filled_performance(RESULTS, performance) == performance.read_text(), advice
+    robustness = ROOT / "docs" / "robustness.md"
+    assert tables.filled_robustness(RESULTS, robustness) == robustness.read_text(), advice
 
 
 def test_statistics_need_seeds():
@@ -98,7 +100,15 @@ def test_plot_writes_the_figures_and_the_pages(results):
     performance = results / "performance.md"
     performance.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("training", "critic step")))
     (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
-    plot.main(results, results / "RESULTS.md", readme, performance)
+    robustness = results / "robustness.md"
+    robustness.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("drill", "memory")))
+    lines = ["# x", "script,drill,seen", "a,kill,fine", "b,kill,fine", "a,starve,x", "b,starve,y"]
+    (results / "robustness.csv").write_text("\n".join(lines))
+    (results / "memory_anymal.csv").write_text("# x\nglobal_step,rss_mib\n1000000,900\n10000000,905\n")
+    plot.main(results, (results / "RESULTS.md", readme, performance, robustness))
+    text = robustness.read_text()
+    assert "| kill | all | fine |" in text and "| starve | a | x |" in text and "| starve | b | y |" in text
+    assert "| 10.00M | 905 MiB |" in text
     assert "| plain | 20.00 ms | 0.10 s |" in performance.read_text()
     assert {path.name for path in results.glob("*.png")} == {"hopper.png", "all.png", "ablations_hopper.png"}
     assert "5100 +- 141" in readme.read_text() and "![ablations_hopper]" in (results / "RESULTS.md").read_text()

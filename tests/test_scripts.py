@@ -1,6 +1,8 @@
 """The script as a user runs it: whole runs with tiny sizes, resume, kill, signals, bad flags, bad numbers."""
 
 import csv
+import dataclasses
+import importlib
 import math
 import os
 import re
@@ -8,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -330,7 +334,7 @@ def test_resuming_a_finished_run_and_going_on(tmp_path):
         ("sac --buffer-size 10", ["--buffer-size", "got 10"]),
         ("gippo --alpha 2", ["--alpha", "to 1", "got 2"]),
         ("gippo --alpha-factor 0.5", ["--alpha-factor", "expected 1", "got 0.5"]),
-        ("reppo --v-min 1", ["--v-min", "-inf to 0", "got 1"]),
+        ("reppo --v-min 1", ["--v-min", "-1000000000000 to 0", "got 1"]),
         ("reppo --v-min 0 --v-max 0", ["--v-max", "--v-min", "got 0"]),
         ("reppo --critic-hidden-dims 64 0 64", ["--critic-hidden-dims", "(64, 0, 64)"]),
         ("reppo --kl-mode hard", ["kl-mode", "hard", "clipped"]),
@@ -341,6 +345,59 @@ def test_bad_flags_exit_with_2_and_one_clear_message(tmp_path, flags, words):
     output = run(tmp_path, *flags, expect=2, script=script)
     assert all(word in output for word in words), output
     assert "Traceback" not in output and not (tmp_path / "runs").exists()
+
+
+def refused_values(kind):
+    """What a flag must refuse: values of another type, and numbers that no flag can mean."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    refused = {int: ["x", "1.5", "-9999999999999"], float: ["x", "nan", "inf", "-1e30"], str: []}
+    return next((refused[kind] for kind in kinds if kind in refused), ["x"])  # x: switches, choices and tuples
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_refuses_values_of_wrong_types_and_out_of_range(script, monkeypatch, capsys):
+    module = importlib.import_module(f"{script}_continuous")
+    for field in dataclasses.fields(module.Args):
+        if typing.get_origin(field.type) is typing.Annotated:
+            continue  # no flag: filled in at runtime
+        name = field.name.replace("_", "-")
+        for value in refused_values(field.type):
+            monkeypatch.setattr(sys, "argv", [f"{script}_continuous.py", f"--{name}={value}"])
+            with pytest.raises(SystemExit) as stop:
+                module.parse_args()
+            output = "".join(capsys.readouterr())
+            named = name in output or field.type is bool  # of a switch only the unknown value is named
+            assert stop.value.code == 2 and named and value in output, f"{script} --{name}={value}: {output}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_runs_of_the_same_second_have_two_folders(script, tmp_path, monkeypatch):
+    module = importlib.import_module(f"{script}_continuous")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.time, "time", lambda: 1e9)
+    assert len({module.create_run_dir(module.Args()) for _ in range(3)}) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which every write fails")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_full_disk_leaves_the_checkpoint_before_it(script, tmp_path):
+    module, path = importlib.import_module(f"{script}_continuous"), tmp_path / "checkpoint.pt"
+    module.save_atomically({"x": torch.ones(100_000)}, str(path))
+    before = path.read_bytes()
+    (tmp_path / "checkpoint.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(module.TrainingFailed, match="cannot write .*checkpoint.pt, which is left as it was"):
+        module.save_atomically({"x": torch.zeros(100_000)}, str(path))
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which every write fails")
+@pytest.mark.parametrize("name", ["checkpoint.pt.tmp", "metrics.csv.tmp"])
+def test_a_run_on_a_full_disk_ends_with_one_sentence(tmp_path, name):
+    run(tmp_path, *TINY, "--total-timesteps", 32)
+    checkpoint = run_dir(tmp_path) / "checkpoint.pt"
+    (run_dir(tmp_path) / name).symlink_to("/dev/full")
+    output = run(tmp_path, "--checkpoint", checkpoint, "--total-timesteps", 64, expect=1)
+    assert "training failed: " in output and "No space left" in output and "Traceback" not in output, output
 
 
 def test_corrupt_and_foreign_checkpoints(tmp_path):
