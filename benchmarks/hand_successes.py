@@ -2,8 +2,8 @@
 
     python benchmarks/hand_successes.py runs/<run>/checkpoint.pt ... --output benchmarks/results/hand_successes.csv
 
-First episodes of 128 environments, with the policy's noise and without. `angle` is the mean over time of the angle that is
-left to the goal, in rad; `at_goal` the share of episodes that reached at least one goal, `goals` their mean number.
+First episodes of 128 environments, with the policy's noise and without.  `angle` is the mean over time of the angle
+that is left to the goal, in rad; `at_goal` the share of episodes that reached a goal, `goals` their mean number.
 """
 
 import csv
