@@ -340,18 +340,21 @@ def filled_performance(results, page):
 
 def robustness(results):
     """A row for every drill and what was seen, with the scripts that it was seen of."""
-    with open(results / "robustness.csv", newline="") as file:
-        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    lines = []
+    for path in sorted(results.glob("robustness_*.csv")):
+        with open(path, newline="") as file:
+            lines += csv.DictReader(file.read().splitlines()[1:])
     scripts = defaultdict(list)
     for line in lines:
         scripts[line["drill"], line["seen"]].append(line["script"])
     order = list(dict.fromkeys(line["drill"] for line in lines))
-    everywhere = len({line["script"] for line in lines})
     rows = []
     for drill, seen in sorted(scripts, key=lambda found: order.index(found[0])):
         names = scripts[drill, seen]
-        rows.append({"drill": drill, "scripts": "all" if len(names) == everywhere else ", ".join(names), "seen": seen})
-    return table(rows)
+        rows.append(
+            {"drill": drill, "scripts": "all" if len(names) == len(SCRIPTS) else ", ".join(names), "seen": seen}
+        )
+    return table(rows) if rows else "Not run."
 
 
 def memory(results):

@@ -1,6 +1,6 @@
 """Break every script on purpose, at random moments, and see what is left. Too slow for the tests; docs/robustness.md.
 
-    python tests/drill.py --output benchmarks/results/robustness.csv
+    python tests/drill.py --output benchmarks/results/robustness_1.csv
 
 A drill returns what was seen, or fails an assertion; the table has a line for each script and drill either way.
 """

@@ -350,7 +350,7 @@ def test_bad_flags_exit_with_2_and_one_clear_message(tmp_path, flags, words):
 def refused_values(kind):
     """What a flag must refuse: values of another type, and numbers that no flag can mean."""
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    refused = {int: ["x", "1.5", "-9999999999999"], float: ["x", "nan", "inf", "-1e30"], str: []}
+    refused = {int: ["x", "1.5", "-9999999999999"], float: ["x", "nan", "inf", "-1e+30"], str: []}
     return next((refused[kind] for kind in kinds if kind in refused), ["x"])  # x: switches, choices and tuples
 
 
