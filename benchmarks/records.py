@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
-# not runs: the environments alone, the parts of the training, speed against the number of environments, the critics
-SPEEDS = ("throughput_", "training_", "scaling_", "critic_step_")
+# files that are not runs
+OTHERS = ("throughput", "training", "scaling", "critic_step", "robustness", "memory", "hand_successes")
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
 SCRIPTS = {
@@ -113,7 +113,7 @@ def read(path):
 
 def read_all(folder):
     """The runs of a folder, in the order of the tables."""
-    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith(SPEEDS)]
+    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith(OTHERS)]
     tasks, scripts = list(TASKS), list(SCRIPTS)
     return sorted(runs, key=lambda run: (tasks.index(run.env_id), scripts.index(run.script), run.steps, run.path.name))
 

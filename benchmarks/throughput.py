@@ -94,7 +94,8 @@ def measure(args, env_id, num_envs, num_threads):
     row = {"env_id": env_id, "num_envs": num_envs, "device": args.device}
     row["threads"] = len(env.simulator.slices) if args.device == "cpu" else ""
     for name, backward in (("forward", False), ("forward_backward", True)):
-        rollout_seconds(env, args.horizon, backward)
+        for _ in range(1 + 128 // args.horizon):  # by then the simulator has all its buffers
+            rollout_seconds(env, args.horizon, backward)
         seconds = median(rollout_seconds(env, args.horizon, backward) for _ in range(args.repeats))
         row[name] = round(num_envs * args.horizon / seconds)
     env.close()

@@ -430,12 +430,21 @@ def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits
         return torch.autograd.grad(total, actions)[0], env.simulator
 
     expected, simulator = rollout(0)
-    assert simulator.max_kept == 32 and len(simulator.kept) == 9 and expected.abs().sum() > 0.0
+    # after eight steps of the 112 over which the buffers are made
+    assert simulator.max_kept == 32 and len(simulator.kept) == 6 and expected.abs().sum() > 0.0
     for name, value in limits.items():
         monkeypatch.setattr(f"envs.simulator.{name}", value)
     grad, simulator = rollout(2)
-    assert len(simulator.kept) == min(9, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
+    assert len(simulator.kept) == min(6, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
     assert torch.equal(grad, expected)
+
+
+def test_after_112_steps_all_buffers_have_been_made():
+    env = make("cartpole", num_envs=2)
+    env.reset()
+    for _ in range(112):
+        env.step(torch.zeros(2, 1, requires_grad=True))
+    assert len(env.simulator.kept) == env.simulator.max_kept == 32
 
 
 def test_without_gradients_nothing_is_kept():
