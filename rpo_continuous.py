@@ -24,7 +24,7 @@ asymmetric interval, and holds the policy near the one that collected the data b
 Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --capture-video
          about 5 minutes on two CPU cores; return 12,080, and 13,350 with the deterministic policy (one seed)
 Train:   python rpo_continuous.py --env-id anymal
-         ten million steps at about 2,450 per second on two CPU cores; return 16,120 and 16,340 (paper: 15,674, 15,873)
+         ten million steps in 58 minutes on two CPU cores; return 16,180 and 16,390 (two seeds; paper: 15,674, 15,873)
 Resume:  python rpo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 rpo_continuous.py ... divides the environments among two processes, or GPUs
 The numbers come from benchmarks/results.
