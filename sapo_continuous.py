@@ -496,8 +496,9 @@ def save_atomically(state, path):
         with open(path + ".tmp", "wb") as file:
             torch.save(state, file)
         os.replace(path + ".tmp", path)
-    except (OSError, RuntimeError) as error:  # torch turns some of the one into the other
-        os.remove(path + ".tmp")
+    except (OSError, RuntimeError) as error:  # torch.save reports some failed writes as the latter
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
         raise TrainingFailed(f"cannot write {path}, which is left as it was ({error})") from error
 
 
@@ -781,6 +782,7 @@ def main():
         if args.save_model:
             model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
             save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
+        logger.writer.flush()
         tell(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
         return 0
     except TrainingFailed as error:
@@ -788,7 +790,7 @@ def main():
         return 1
     finally:
         if RANK == 0:
-            with contextlib.suppress(OSError):  # already told
+            with contextlib.suppress(OSError):  # told by the flush, or by what ended the run
                 logger.writer.close()
         env.close()
         if WORLD_SIZE > 1:
@@ -800,5 +802,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # the log cannot be written
-        sys.exit(f"training failed: {error}")
+    except OSError as error:  # a file of the run cannot be written
+        sys.exit(f"stopped: {error}")

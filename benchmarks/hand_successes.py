@@ -57,6 +57,8 @@ def play(actor, normalizer, args, deterministic):
 
 def measure(path, args):
     state = torch.load(path, weights_only=True)
+    if state["args"]["env_id"] != "hand_reorient":
+        sys.exit(f"checkpoints: expected runs on hand_reorient, got {path} of {state['args']['env_id']}")
     script = importlib.import_module(state["script"].removesuffix(".py"))
     actor, normalizer = script.Actor(72, 16), script.ObsNormalizer(72)
     actor.load_state_dict(state["actor"])

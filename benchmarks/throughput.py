@@ -3,7 +3,7 @@
     python benchmarks/throughput.py --env-ids hopper --num-envs 16 256 4096
     python benchmarks/throughput.py --output benchmarks/results/throughput_cpu.csv
     python benchmarks/throughput.py --train --output benchmarks/results/training_cpu.csv
-    python benchmarks/throughput.py --train --train-up-to 1024 --iterations 4 --repeats 2 --threads 2 \
+    python benchmarks/throughput.py --train --train-up-to 1024 --iterations 7 --repeats 2 --threads 2 \
         --env-ids hopper ant --num-envs 16 64 256 1024 4096 16384 65536 --output benchmarks/results/scaling_cpu.csv
 
 Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task and number of environments one
@@ -63,7 +63,7 @@ class Args:
     train_up_to: int = 10**9
     """the largest number of environments whose training is measured"""
     iterations: int = 10
-    """of the training; the first two are a warm-up"""
+    """of the training, together with a warm-up of about 128 steps"""
     output: str | None = None
     """write the table to this CSV file as well"""
 
@@ -94,12 +94,17 @@ def measure(args, env_id, num_envs, num_threads):
     row = {"env_id": env_id, "num_envs": num_envs, "device": args.device}
     row["threads"] = len(env.simulator.slices) if args.device == "cpu" else ""
     for name, backward in (("forward", False), ("forward_backward", True)):
-        for _ in range(1 + 128 // args.horizon):  # by then the simulator has all its buffers
+        for _ in range(warm_up(args)):
             rollout_seconds(env, args.horizon, backward)
         seconds = median(rollout_seconds(env, args.horizon, backward) for _ in range(args.repeats))
         row[name] = round(num_envs * args.horizon / seconds)
     env.close()
     return row | (measure_training(args, row) if args.train and num_envs <= args.train_up_to else {})
+
+
+def warm_up(args):
+    """Rollouts after which the simulator has made all its buffers."""
+    return 1 + 128 // args.horizon
 
 
 def measure_training(args, row):
@@ -119,9 +124,11 @@ def measure_training(args, row):
         (path,) = Path(folder).glob("runs/*/metrics.csv")
         rows = [line for line in csv.DictReader(path.read_text().splitlines()) if line["SPS"]]
     walls = [float(line["wall_s"]) for line in rows]
-    times = {"wall": median(after - before for before, after in zip(walls[1:], walls[2:]))}
+    times = {
+        "wall": median(after - before for before, after in zip(walls[warm_up(args) - 1 :], walls[warm_up(args) :]))
+    }
     for name in ("rollout", "backward", "actor", "critic"):
-        times[name] = median(float(line[f"time_{name}"]) for line in rows[2:])
+        times[name] = median(float(line[f"time_{name}"]) for line in rows[warm_up(args) :])
     # the rollout is the simulator's forward pass, as measured alone, and the policy and the critics in between
     simulator = batch_size / row["forward"]
     parts = {"simulator_forward": simulator, "networks_in_rollout": times["rollout"] - simulator}
@@ -133,8 +140,9 @@ def measure_training(args, row):
 
 def main():
     args = tyro.cli(Args)
-    if args.iterations < 4:
-        sys.exit(f"--iterations: expected at least 4, of which two are a warm-up, got {args.iterations}")
+    if args.iterations < warm_up(args) + 2:
+        expected = f"{warm_up(args) + 2}, of which {warm_up(args)} are a warm-up"
+        sys.exit(f"--iterations: expected at least {expected}, got {args.iterations}")
     wp.config.log_level = wp.LOG_WARNING
     threads = args.threads or sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())})
     if args.device != "cpu":

@@ -101,7 +101,7 @@ class Simulator:
     def next_batches(self, keep):
         """Batches for the coming step: those of the latest step again or, to keep these, the ones used longest ago."""
         if keep:
-            # capturing new ones takes time, half a second each on the hand: one comes in every fourth step
+            # capturing new ones takes time: while every step is kept, one more comes in every fourth
             room = min(self.max_kept, 4 + self.step_count // 4)
             self.kept.append(self._new_batches() if len(self.kept) < room else self.kept.popleft())
             self.batches = self.kept[-1]

@@ -28,7 +28,7 @@ class Args:
     scripts: tuple[Literal[SCRIPTS], ...] = SCRIPTS
     """the scripts"""
     kills: int = 20
-    """how often a run is killed, and how many of its checkpoints are cut"""
+    """how often a run is killed"""
     seed: int = 1
     """of the random moments"""
     output: str | None = None
@@ -58,12 +58,16 @@ def kill_and_resume(script, folder, args):
     (folder / "killed").mkdir()
     command, halves = [*flags, "--total-timesteps", total], 0
     for kill in range(args.kills):
+        for leftover in folder.glob("killed/runs/*/*.tmp"):
+            leftover.unlink()
+        begun = reached(folder / "killed")
         process = start(folder / "killed", *command, script=script)
-        deadline = random.uniform(0.5, 1.0) * (kill + 1) / args.kills * iterations
-        while process.poll() is None and reached(folder / "killed") < deadline:
+        # until some iterations after the start, then a moment longer
+        while process.poll() is None and reached(folder / "killed") < begun + random.uniform(2, 20):
             time.sleep(random.uniform(0.0, 0.02))
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"kill {kill}: it had ended with {process.returncode}"
         found = run_dir(folder / "killed")
         halves += (found / "checkpoint.pt.tmp").exists()
         load(found / "checkpoint.pt")
@@ -225,8 +229,8 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     seen = drill(script, Path(folder), args)
-                except AssertionError as error:
-                    seen, failed = f"FAILED: {error}", failed + 1
+                except Exception as error:  # whatever it is, it belongs into the table
+                    seen, failed = f"FAILED: {type(error).__name__}: {error}", failed + 1
             rows.append({"script": script, "drill": name, "seen": seen})
             print(rows[-1], flush=True)
     if args.output:
