@@ -60,10 +60,9 @@ def kill_and_resume(script, folder, args):
     for kill in range(args.kills):
         for leftover in folder.glob("killed/runs/*/*.tmp"):
             leftover.unlink()
-        begun = reached(folder / "killed")
+        until = reached(folder / "killed") + random.uniform(2, 20)
         process = start(folder / "killed", *command, script=script)
-        # until some iterations after the start, then a moment longer
-        while process.poll() is None and reached(folder / "killed") < begun + random.uniform(2, 20):
+        while process.poll() is None and reached(folder / "killed") < until:
             time.sleep(random.uniform(0.0, 0.02))
         process.kill()
         process.communicate()
