@@ -367,7 +367,8 @@ def test_every_flag_refuses_values_of_wrong_types_and_out_of_range(script, monke
                 module.parse_args()
             output = "".join(capsys.readouterr())
             named = f"--{name}" in output or field.type is bool  # of a switch only the unknown value is named
-            assert stop.value.code == 2 and named and value in output, f"{script} --{name}={value}: {output}"
+            shown = value in output or typing.get_origin(field.type) is tuple  # "Missing argument"
+            assert stop.value.code == 2 and named and shown, f"{script} --{name}={value}: {output}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
