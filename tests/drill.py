@@ -1,6 +1,6 @@
 """Break every script on purpose, at random moments, and see what is left. Too slow for the tests; docs/robustness.md.
 
-    python tests/drill.py --output benchmarks/results/robustness_1.csv
+    python tests/drill.py --scripts rpo --output benchmarks/results/robustness_rpo.csv
 
 A drill returns what was seen, or fails an assertion; the table has a line for each script and drill either way.
 """
@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,7 @@ def memory(script, folder, args):
     (folder / "long").mkdir()
     total = 32 * 1000
     process, seen = start(folder / "long", *tiny(script), "--total-timesteps", total, script=script), []
+    threading.Thread(target=process.stdout.read).start()  # or the process would wait for room in the pipe
     while process.poll() is None:
         try:
             rss = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 / 2**20
@@ -198,8 +200,7 @@ def memory(script, folder, args):
             break
         seen.append((reached(folder / "long"), rss))
         time.sleep(0.2)
-    process.communicate()
-    assert process.returncode == 0
+    assert process.wait() == 0
     iterations = seen[-1][0]
     early = max(rss for done, rss in seen if done <= 0.1 * iterations)
     late = max(rss for done, rss in seen if done > 0.9 * iterations)
