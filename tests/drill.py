@@ -122,11 +122,11 @@ def poisoned_step(optimizer, max_grad_norm, original=script.clipped_step):
     count[0] += 1
     parameter = optimizer.param_groups[0]["params"][0]
     if "{what}" == "gradient" and count[0] == 20:
-        parameter.grad[0] = torch.nan
+        parameter.grad.view(-1)[0] = torch.nan
     result = original(optimizer, max_grad_norm)
     if "{what}" == "networks" and count[0] == 20:
         with torch.no_grad():
-            parameter[0] = torch.nan
+            parameter.view(-1)[0] = torch.nan
     return result
 
 def poisoned_make(*args, original=envs.make, **options):
