@@ -121,10 +121,10 @@ count = [0]
 def poisoned_step(optimizer, max_grad_norm, original=script.clipped_step):
     count[0] += 1
     parameter = optimizer.param_groups[0]["params"][0]
-    if "{what}" == "gradient" and count[0] == 20:
+    if "{what}" == "gradient" and count[0] == {at}:
         parameter.grad.view(-1)[0] = torch.nan
     result = original(optimizer, max_grad_norm)
-    if "{what}" == "networks" and count[0] == 20:
+    if "{what}" == "networks" and count[0] == {at}:
         with torch.no_grad():
             parameter.view(-1)[0] = torch.nan
     return result
@@ -134,7 +134,7 @@ def poisoned_make(*args, original=envs.make, **options):
     step = env.step
     def poisoned(action):
         count[0] += 1
-        if count[0] == 20:
+        if count[0] == {at}:
             env.joint_qd = torch.where(torch.arange(env.num_envs)[:, None] == 2, torch.nan, env.joint_qd)
         return step(action)
     env.step = poisoned
@@ -149,7 +149,8 @@ sys.exit(script.main())
 
 
 def poisoned(script, folder, what, expect):
-    code = POISONED.format(script=script, what=what)
+    # an update of the actor; GI-PPO's 20th belongs to a try that is undone, whose updates are not counted
+    code = POISONED.format(script=script, what=what, at=34 if script == "gippo" else 20)
     flags = [*tiny(script), "--total-timesteps", 32 * 40, "--exp-name", "x"]
     output = run(folder, *flags, code=code, expect=expect)
     return output, metrics(run_dir(folder)), run_dir(folder) / "checkpoint.pt"
@@ -170,6 +171,10 @@ def nan_in_a_gradient(script, folder, args):
 
 
 def nan_in_the_networks(script, folder, args):
+    if script == "gippo":
+        output, rows, checkpoint = poisoned(script, folder, "networks", 0)
+        assert all_finite(load(checkpoint)) and len(rows) == 41, output
+        return "the phase it happened in is undone and tried again; the run goes on"
     output, _, _ = poisoned(script, folder, "networks", 1)
     assert "training failed" in output and "Traceback" not in output, output
     return "ends: " + output.split("training failed: ")[1].splitlines()[0].split(": ", 1)[1].split("; ")[0]
