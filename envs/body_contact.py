@@ -103,7 +103,7 @@ def find_touching(
     # State out:
     touching: wp.array2d[int],
 ):
-    env, lane = wp.tid()
+    lane, env = wp.tid()
     for k in range(lane, pairs.reach.shape[0], lanes):
         edges = wp.int32(0)
         first = wp.transform_point(link_pose[env, pairs.links[k][0]], pairs.centers[k, 0])
@@ -255,7 +255,7 @@ def pair_wrenches(
     wrench: wp.array2d[wp.spatial_vector],
 ):
     """Wrench of the second shape on the first of every pair; the opposite acts on the second."""
-    env, lane = wp.tid()
+    lane, env = wp.tid()
     for k in range(lane, pairs.reach.shape[0], lanes):
         if touching[env, k] != 0:
             wrench[env, k] = pair_wrench(pairs, k, touching[env, k], link_pose, link_twist, env)

@@ -90,7 +90,7 @@ def link_wrenches(
     # State out:
     link_wrench: wp.array2d[wp.spatial_vector],
 ):
-    env, i = wp.tid()
+    i, env = wp.tid()
     pose = link_pose[env, i]
     twist = link_twist[env, i]
     inertial = inertial_wrench(model, i, pose, twist, link_bias[env, i])

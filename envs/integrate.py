@@ -32,7 +32,7 @@ def integrate_velocity(
     # State out:
     joint_qd_out: wp.array2d[float],
 ):
-    env, d = wp.tid()
+    d, env = wp.tid()
     joint_qd_out[env, d] = joint_qd[env, d] + h * joint_qdd[env, d]
 
 
@@ -47,7 +47,7 @@ def integrate_position(
     # State out:
     joint_q_out: wp.array2d[float],
 ):
-    env, i = wp.tid()
+    i, env = wp.tid()
     kind = model.joint_type[i]
     q = model.q_start[i]
     d = model.qd_start[i]

@@ -80,7 +80,7 @@ def mass_matrix(
     # State out:
     H: wp.array3d[float],
 ):
-    env, i = wp.tid()
+    i, env = wp.tid()
     link = model.dof_link[i]
     S = motion_subspace[env, i]
     momentum = spatial_momentum(model.tree_mass[link], tree_moment[env, link], tree_inertia[env, link], S)
@@ -161,7 +161,7 @@ def solve_adjoint(
 
     The gradient with respect to qdd is used up and left at zero, as Warp's own adjoint of a store does.
     """
-    env, i = wp.tid()
+    i, env = wp.tid()
     qdd_i = joint_qdd[env, i]
     lambda_i = grad_tau[env, i]
     grad_H[env, i, i] = grad_H[env, i, i] - lambda_i * qdd_i

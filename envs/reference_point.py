@@ -48,7 +48,7 @@ def move_origin_of_positions(
     joint_q_out: wp.array2d[float],
 ):
     """Moves to the reference point with sign 1, back with -1."""
-    env, k = wp.tid()
+    k, env = wp.tid()
     shift = wp.float32(0.0)
     if k < model.num_positions:
         shift = sign * reference_point[env][k]
@@ -66,7 +66,7 @@ def move_origin_of_velocities(
     # State out:
     joint_qd_out: wp.array2d[float],
 ):
-    env, k = wp.tid()
+    k, env = wp.tid()
     shift = wp.float32(0.0)
     if model.num_positions == 3 and k >= 3 and k < 6:
         w = wp.vec3(joint_qd[env, 0], joint_qd[env, 1], joint_qd[env, 2])

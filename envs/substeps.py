@@ -8,6 +8,10 @@ live for one substep only and share one set of buffers; the adjoint of each stor
 the buffers in between, it runs the substeps again first.
 
 The launches are captured once and replayed by one call, on the CPU as on CUDA.
+
+Neighbouring threads of a launch are neighbouring environments.  On CUDA the arrays have the environments last in memory,
+so that these threads read neighbouring addresses; on the CPU first, so that an environment's numbers are side by side.
+Shapes and indices are the same, environments first, and so are the results.
 """
 
 from dataclasses import dataclass
@@ -59,7 +63,17 @@ class Intermediates:
 class Substeps:
     """A batch of environments: buffers for the states and intermediate values of all substeps, and the two graphs."""
 
-    def __init__(self, model: Model, pairs: PairModel, articulation: Articulation, num_envs, dt, substeps, interval):
+    def __init__(
+        self,
+        model: Model,
+        pairs: PairModel,
+        articulation: Articulation,
+        num_envs,
+        dt,
+        substeps,
+        interval,
+        environments_last=None,
+    ):
         self.model, self.pairs, self.num_envs = model, pairs, num_envs
         self.num_coords, self.num_dofs = articulation.num_coords, articulation.num_dofs
         self.num_links, self.num_pairs = len(articulation.links), len(articulation.contact_pairs)
@@ -67,6 +81,7 @@ class Substeps:
         self.warp_device = model.link_mass.device
         # threads that share an environment's pairs: on the CPU, starting one costs more than a pair that is apart
         self.lanes = self.num_pairs if self.warp_device.is_cuda else 1
+        self.environments_last = self.warp_device.is_cuda if environments_last is None else environments_last
         self.grads, self.num_bytes, self.step_held = {}, 0, None
         self.world_q, self.new_q, *self.q = (self._state(self.num_coords) for _ in range(substeps + 3))
         self.world_qd, self.new_qd, *self.qd = (self._state(self.num_dofs) for _ in range(substeps + 3))
@@ -121,18 +136,25 @@ class Substeps:
         stream = wp.stream_from_torch(self.act.value.device) if self.warp_device.is_cuda else None
         wp.capture_launch(graph, stream=stream)
 
+    def _zeros(self, dtype, *shape):
+        if self.environments_last:
+            array = wp.zeros((*shape, self.num_envs), dtype=dtype, device=self.warp_device)
+            array = array.transpose((len(shape), *range(len(shape))))
+        else:
+            array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
+        self.num_bytes += array.size * wp.types.type_size_in_bytes(dtype)
+        return array
+
     def _state(self, width):
-        array = wp.zeros((self.num_envs, width), dtype=float, device=self.warp_device)
-        array.grad = wp.zeros_like(array)
-        self.num_bytes += 2 * array.capacity
+        array = self._zeros(float, width)
+        array.grad = self._zeros(float, width)
         return State(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
 
     def _allocate(self, name, dtype, *shape):
         """An array of its own for the value, the shared buffer of that name for its gradient."""
-        array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
-        self.num_bytes += array.capacity
+        array = self._zeros(dtype, *shape)
         if name is not None and name not in self.grads:
-            self.grads[name] = wp.zeros_like(array)
+            self.grads[name] = self._zeros(dtype, *shape)
         array.grad = self.grads.get(name)
         return array
 
@@ -151,7 +173,7 @@ class Substeps:
         return self._move_origin(-1.0, (self.q[-1], self.qd[-1]), (self.new_q, self.new_qd))
 
     def _kinematics(self, s):
-        """Stages are (kernel, launch dimensions beside the environments, inputs, outputs)."""
+        """Stages are (kernel, launch dimensions before the environments, inputs, outputs)."""
         x, q, qd = self.steps[s], self.q[s].array, self.qd[s].array
         motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
         return [(forward_kinematics, (), [self.model, q, qd], motion)]
@@ -229,14 +251,14 @@ class Substeps:
 
     def _forward(self, stages):
         for kernel, dim, inputs, outputs in stages:
-            wp.launch(kernel, (self.num_envs, *dim), inputs, outputs, device=self.warp_device)
+            wp.launch(kernel, (*dim, self.num_envs), inputs, outputs, device=self.warp_device)
 
     def _adjoint(self, stages):
         """Propagate the gradients of the stages' outputs to those of their inputs, last stage first."""
         for kernel, dim, inputs, outputs in reversed(stages):
             wp.launch(
                 kernel,
-                (self.num_envs, *dim),
+                (*dim, self.num_envs),
                 inputs=inputs,
                 outputs=outputs,
                 adj_inputs=[_gradient(x) for x in inputs],

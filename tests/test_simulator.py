@@ -1,7 +1,7 @@
 """Every simulator against DFlex's golden numbers, and its gradients against golden ones and central differences."""
 
 import os
-from functools import cache
+from functools import cache, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -498,3 +498,28 @@ def test_memory_is_flat():
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
     # MiB; a rollout that is kept by mistake adds 8 * 256 * 12 * 4 bytes = 0.1 MiB each time, 4 MiB in all
     assert resident[-1] - resident[10] < 2.0
+
+
+@pytest.mark.parametrize("task", ("hopper", "humanoid", "hand_reorient"))
+def test_memory_layout_of_cuda_gives_the_same_numbers(task, monkeypatch):
+    """Environments last in memory, as on CUDA: same values and gradients bit by bit, for the kernels index by shape."""
+
+    def step_and_gradients():
+        env = envs.make(task, num_envs=5, seed=1, num_threads=1)
+        env.reset()
+        env.step(torch.zeros(5, env.num_actions))
+        simulator, noise = env.simulator, torch.Generator().manual_seed(2)
+        q, qd = (x.detach().requires_grad_() for x in (env.joint_q, env.joint_qd))
+        act = torch.randn(qd.shape, generator=noise).requires_grad_()
+        new_q, new_qd, _ = simulator.step(q, qd, act)
+        weights = [torch.randn(x.shape, generator=noise) for x in (new_q, new_qd)]
+        grads = torch.autograd.grad([new_q, new_qd], [q, qd, act], weights)
+        return simulator.batches[0].new_q.array, (new_q, new_qd, *grads)
+
+    array, expected = step_and_gradients()
+    as_on_cuda = {"__init__": partialmethod(Substeps.__init__, environments_last=True)}
+    monkeypatch.setattr("envs.simulator.Substeps", type("AsOnCuda", (Substeps,), as_on_cuda))
+    transposed, actual = step_and_gradients()
+    assert array.strides == (4 * array.shape[1], 4) and transposed.strides == (4, 4 * 5)
+    assert all(x.abs().sum() > 0 for x in expected[2:])
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected))
