@@ -61,6 +61,10 @@ class Args:
     """the wandb project"""
     wandb_entity: str | None = None
     """the wandb team"""
+    compile: bool = False
+    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    cudagraphs: bool = False
+    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
@@ -269,9 +273,9 @@ def policy_loss(actor, data, args):
     entropy = gaussian_entropy(log_std).mean()
     loss = -surrogate - args.ent_coef * entropy
     with torch.no_grad():  # only measurements
-        kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean().item()
-        kept = (ratio == clipped).float().mean().item()
-    return loss, {"kept": kept, "ratio_max": ratio.max().item(), "entropy": entropy.item(), "kl": kl}
+        kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
+        kept = (ratio == clipped).float().mean()
+    return loss, {"kept": kept, "ratio_max": ratio.max(), "entropy": entropy, "kl": kl}
 
 
 def critic_loss(critic, obs, targets):
@@ -554,6 +558,8 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.cudagraphs and device.type != "cuda":
+        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
@@ -649,6 +655,11 @@ def main():
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
 
+    losses = (policy_loss, critic_loss)
+    if args.compile or args.cudagraphs:
+        losses = [torch.compile(loss, mode="reduce-overhead" if args.cudagraphs else "default") for loss in losses]
+    policy_loss_fn, critic_loss_fn = losses
+
     # TRY NOT TO MODIFY: start the game
     num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
@@ -701,15 +712,15 @@ def main():
                         name: b_data[name][mb_inds]
                         for name in ("obs", "action", "mean", "log_std", "advantages", "targets")
                     }
-                    loss, stats = policy_loss(actor, mb_data, args)
+                    loss, stats = policy_loss_fn(actor, mb_data, args)
                     actor_optimizer.zero_grad()
                     loss.backward()
                     actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
-                    policy_stats.append(stats)
-                    kls.append(stats["kl"])
+                    policy_stats.append({name: value.item() for name, value in stats.items()})
+                    kls.append(policy_stats[-1]["kl"])
                     time_3 = time.time()
 
-                    v_loss = critic_loss(critic, mb_data["obs"], mb_data["targets"])
+                    v_loss = critic_loss_fn(critic, mb_data["obs"], mb_data["targets"])
                     critic_optimizer.zero_grad()
                     v_loss.backward()
                     critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))

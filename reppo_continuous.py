@@ -68,6 +68,10 @@ class Args:
     """the wandb project"""
     wandb_entity: str | None = None
     """the wandb team"""
+    compile: bool = False
+    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    cudagraphs: bool = False
+    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
@@ -367,7 +371,7 @@ def critic_loss(critic, data, args):
     num_alive = alive.sum().float()
     average([num_alive])  # processes with more of them count more
     aux_loss = torch.where(alive, errors, 0.0).sum() / num_alive.clamp(min=1.0 / WORLD_SIZE)
-    return value_loss + args.aux_coef * aux_loss, value_loss.item(), aux_loss.item()
+    return value_loss + args.aux_coef * aux_loss, value_loss, aux_loss
 
 
 def policy_loss(actor, critic, multipliers, data, args):
@@ -403,7 +407,7 @@ def policy_loss(actor, critic, multipliers, data, args):
     entropy, divergence = -log_prob.detach().mean(), kl.detach().mean()
     target_entropy = args.target_entropy_scale * mean.shape[-1]
     dual_loss = alpha * (entropy - target_entropy) - beta * (divergence - args.kl_bound)
-    return loss + dual_loss, {"entropy": entropy.item(), "inside": inside.float().mean().item()}
+    return loss + dual_loss, {"entropy": entropy, "inside": inside.float().mean()}
 
 
 def score_objective(critic, obs, u, mean, log_std, alpha, args):
@@ -711,6 +715,8 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.cudagraphs and device.type != "cuda":
+        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
@@ -813,6 +819,11 @@ def main():
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
 
+    losses = (policy_loss, critic_loss)
+    if args.compile or args.cudagraphs:
+        losses = [torch.compile(loss, mode="reduce-overhead" if args.cudagraphs else "default") for loss in losses]
+    policy_loss_fn, critic_loss_fn = losses
+
     # TRY NOT TO MODIFY: start the game
     minibatch = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")
     told_of_support = False
@@ -852,21 +863,21 @@ def main():
                 for mb_inds in torch.randperm(len(b_data["obs"]), device=device).chunk(args.num_minibatches):
                     time_2 = time.time()
                     mb_data = {name: b_data[name][mb_inds] for name in minibatch}
-                    q_loss, *v_loss = critic_loss(critic, mb_data, args)
+                    q_loss, *v_loss = critic_loss_fn(critic, mb_data, args)
                     critic_optimizer.zero_grad()
                     q_loss.backward()
                     critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
-                    v_losses.append(v_loss)
+                    v_losses.append([x.item() for x in v_loss])
                     time_3 = time.time()
 
-                    loss, stats = policy_loss(actor, critic, multipliers, mb_data, args)
+                    loss, stats = policy_loss_fn(actor, critic, multipliers, mb_data, args)
                     actor_optimizer.zero_grad()
                     dual_optimizer.zero_grad()
                     # the critic's weights are constants here: it is Q's gradient with respect to the action that counts
                     loss.backward(inputs=[*actor.parameters(), *multipliers.parameters()])
                     actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
                     failures["skipped"] += not clipped_step(dual_optimizer, math.inf)[1]
-                    policy_stats.append(stats)
+                    policy_stats.append({name: value.item() for name, value in stats.items()})
                     time_critic, time_actor = time_critic + time_3 - time_2, time_actor + time.time() - time_3
             with torch.no_grad():  # only a measurement: how far the policy has moved
                 approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()

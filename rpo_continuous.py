@@ -72,6 +72,10 @@ class Args:
     """the wandb project"""
     wandb_entity: str | None = None
     """the wandb team"""
+    compile: bool = False
+    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    cudagraphs: bool = False
+    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
@@ -309,8 +313,7 @@ def policy_loss(actor, data, args):
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
     entropy = squashed_entropy(mean, log_std).mean()
     loss = -(args.surrogate_coef * surrogate - args.kl_coef * kl + args.ent_coef * entropy)
-    kept = keep.float().mean().item()
-    return loss, {"kept": kept, "ratio_max": ratio.max().item(), "entropy": entropy.item()}
+    return loss, {"kept": keep.float().mean(), "ratio_max": ratio.max(), "entropy": entropy}
 
 
 def td_lambda_targets(rewards, next_values, ends, gamma, lam):
@@ -594,6 +597,8 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.cudagraphs and device.type != "cuda":
+        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
@@ -690,6 +695,11 @@ def main():
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
 
+    losses = (policy_loss, critic_loss)
+    if args.compile or args.cudagraphs:
+        losses = [torch.compile(loss, mode="reduce-overhead" if args.cudagraphs else "default") for loss in losses]
+    policy_loss_fn, critic_loss_fn = losses
+
     # TRY NOT TO MODIFY: start the game
     num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
@@ -727,11 +737,11 @@ def main():
             torch.set_num_threads(num_threads)
             actor_steps, policy_stats = [], []
             for _ in range(args.update_epochs):
-                loss, stats = policy_loss(actor, b_data, args)
+                loss, stats = policy_loss_fn(actor, b_data, args)
                 actor_optimizer.zero_grad()
                 loss.backward()
                 actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
-                policy_stats.append(stats)
+                policy_stats.append({name: value.item() for name, value in stats.items()})
             with torch.no_grad():  # only measurements: how far the policy has moved, what the critics knew
                 approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
                 errors = b_targets - critic(b_data["obs"]).mean(-1)
@@ -741,7 +751,7 @@ def main():
             critic_steps, v_losses = [], []
             for _ in range(args.critic_epochs):
                 for mb_inds in torch.randperm(len(b_targets), device=device).chunk(args.num_minibatches):
-                    v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
+                    v_loss = critic_loss_fn(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                     critic_optimizer.zero_grad()
                     v_loss.backward()
                     critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))

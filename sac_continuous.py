@@ -61,6 +61,10 @@ class Args:
     """the wandb project"""
     wandb_entity: str | None = None
     """the wandb team"""
+    compile: bool = False
+    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    cudagraphs: bool = False
+    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
@@ -588,6 +592,8 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.cudagraphs and device.type != "cuda":
+        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
@@ -692,6 +698,11 @@ def main():
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
 
+    losses = (policy_loss, critic_loss)
+    if args.compile or args.cudagraphs:
+        losses = [torch.compile(loss, mode="reduce-overhead" if args.cudagraphs else "default") for loss in losses]
+    policy_loss_fn, critic_loss_fn = losses
+
     # TRY NOT TO MODIFY: start the game
     num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
@@ -716,13 +727,13 @@ def main():
                 batch["obs"], batch["next_obs"] = normalizer(batch["obs"]), normalizer(batch["next_obs"])
                 alpha = temperature().item()
                 targets = nstep_targets(actor, target_critic, batch, alpha)
-                v_loss = critic_loss(critic, batch, targets)
+                v_loss = critic_loss_fn(critic, batch, targets)
                 critic_optimizer.zero_grad()
                 v_loss.backward()
                 critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
                 time_3 = time.time()
 
-                loss, entropy = policy_loss(actor, critic, batch["obs"], alpha)
+                loss, entropy = policy_loss_fn(actor, critic, batch["obs"], alpha)
                 actor_optimizer.zero_grad()
                 loss.backward(inputs=list(actor.parameters()))  # the critics' weights are constants here
                 actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))

@@ -66,6 +66,10 @@ class Args:
     """the wandb project"""
     wandb_entity: str | None = None
     """the wandb team"""
+    compile: bool = False
+    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    cudagraphs: bool = False
+    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
     """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
     capture_video: bool = False
@@ -570,6 +574,8 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.cudagraphs and device.type != "cuda":
+        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
     wp.config.log_level = wp.LOG_WARNING  # no banner
@@ -670,6 +676,10 @@ def main():
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
 
+    critic_loss_fn = critic_loss
+    if args.compile or args.cudagraphs:
+        critic_loss_fn = torch.compile(critic_loss, mode="reduce-overhead" if args.cudagraphs else "default")
+
     # TRY NOT TO MODIFY: start the game
     num_threads = torch.get_num_threads()
     start_time, start_step = time.time(), global_step
@@ -726,7 +736,7 @@ def main():
             critic_steps, v_losses = [], []
             for _ in range(args.critic_epochs):
                 for mb_inds in torch.randperm(len(b_targets), device=device).chunk(args.num_minibatches):
-                    v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
+                    v_loss = critic_loss_fn(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                     critic_optimizer.zero_grad()
                     v_loss.backward()
                     critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))

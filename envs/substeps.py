@@ -9,7 +9,7 @@ the buffers in between, it runs the substeps again first.
 
 The launches are captured once and replayed by one call, on the CPU as on CUDA.
 
-Neighbouring threads of a launch are neighbouring environments.  On CUDA the arrays have the environments last in memory,
+Neighbouring threads of a launch are neighbouring environments.  On CUDA arrays have the environments last in memory,
 so that these threads read neighbouring addresses; on the CPU first, so that an environment's numbers are side by side.
 Shapes and indices are the same, environments first, and so are the results.
 """

@@ -474,8 +474,9 @@ def test_behaviour_is_halfway_between_the_old_policy_and_the_alpha_policy():
     expected = -surrogate(ratio, data["advantages"]).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert relative(gradient(loss, policy), gradient(expected, policy)) < 1e-12
-    assert stats["kept"] == pytest.approx(((ratio > 0.8) & (ratio < 1.2)).double().mean().item(), rel=1e-6)
-    assert 0.0 < stats["kept"] < 1.0 and stats["ratio_max"] == pytest.approx(ratio.max().item(), rel=1e-12)
+    assert stats["kept"].item() == pytest.approx(((ratio > 0.8) & (ratio < 1.2)).double().mean().item(), rel=1e-6)
+    assert 0.0 < stats["kept"].item() < 1.0
+    assert stats["ratio_max"].item() == pytest.approx(ratio.max().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("sign", (1.0, -1.0))
@@ -493,7 +494,7 @@ def test_behaviour_is_the_alpha_policy_alone_where_the_two_are_far_apart_anywher
 def test_without_a_regression_the_loss_is_that_of_ppo():
     policy, data = GaussianPolicy([0.0, 0.0], [0.0, 0.0]), ppo_batch(alpha_shift=0.0)
     loss, stats = gippo.policy_loss(policy, data, make_args())
-    assert stats["kept"] == 1.0 and stats["ratio_max"] == pytest.approx(1.0, abs=1e-12)
+    assert stats["kept"].item() == 1.0 and stats["ratio_max"].item() == pytest.approx(1.0, abs=1e-12)
     # the plain policy gradient, E[A d log pi]: of a normal distribution A (u, u^2 - 1)
     advantages, u = data["advantages"][:, None], data["u"]
     expected = -torch.cat([(advantages * u).mean(0), (advantages * (u**2 - 1.0)).mean(0)])
@@ -504,7 +505,7 @@ def test_no_ratio_of_the_alpha_policy_is_above_two():
     # pi_alpha / ((pi_old + pi_alpha) / 2) < 2, where pi_alpha / pi_old is up to 3.7
     data = ppo_batch(alpha_shift=0.5)
     _, stats = gippo.policy_loss(GaussianPolicy([0.5, 0.5], [0.0, 0.0]), data, make_args())
-    assert (data["alpha_log_prob"] - data["log_prob"]).max() > 1.3 and 1.5 < stats["ratio_max"] < 2.0
+    assert (data["alpha_log_prob"] - data["log_prob"]).max() > 1.3 and 1.5 < stats["ratio_max"].item() < 2.0
 
 
 @pytest.mark.parametrize(
@@ -527,7 +528,7 @@ def test_clipping_stops_the_gradient_only_where_the_objective_would_grow(advanta
         expected = [advantage * ratio * eps, advantage * ratio * (eps**2 - 1.0)] if is_reached else [0.0, 0.0]
         assert gradient(-loss, policy).tolist() == pytest.approx(expected, abs=1e-12)
         assert -loss.item() == pytest.approx(min(advantage * ratio, advantage * min(max(ratio, 0.8), 1.2)))
-        assert stats["kept"] == float(0.8 < ratio < 1.2)
+        assert stats["kept"].item() == float(0.8 < ratio < 1.2)
 
 
 def test_log_ratios_are_clamped_at_sixteen():
@@ -537,7 +538,7 @@ def test_log_ratios_are_clamped_at_sixteen():
         data = {"obs": u, "u": u, "log_prob": log_prob, "alpha_log_prob": log_prob}
         loss, stats = gippo.policy_loss(policy, data | {"advantages": torch.tensor([advantage])}, make_args())
         expected = math.exp(math.copysign(16.0, mean))
-        assert stats["ratio_max"] == pytest.approx(expected, rel=1e-12)
+        assert stats["ratio_max"].item() == pytest.approx(expected, rel=1e-12)
         assert loss.item() == pytest.approx(-advantage * expected, rel=1e-12)
         assert gradient(loss, policy).tolist() == [0.0, 0.0]  # out there nothing is learned, but nothing breaks either
 
@@ -547,7 +548,7 @@ def test_each_pass_sees_every_step_once_and_the_mean_losses_of_the_first_and_las
 
     def policy_loss(actor, data, args):
         seen.append(data["obs"][:, 0].tolist())
-        return len(seen) * (actor.mean * data["obs"]).sum(), {"kept": len(seen)}
+        return len(seen) * (actor.mean * data["obs"]).sum(), {"kept": torch.tensor(len(seen))}
 
     monkeypatch.setattr(gippo, "policy_loss", policy_loss)
     policy, n = GaussianPolicy([0.3], [0.0]), 10
@@ -570,7 +571,7 @@ def test_log_prob_kl_and_entropy_are_those_of_the_gaussians():
     assert torch.allclose(gippo.gaussian_kl(*old, *new), kl_divergence(p, q).sum(-1), rtol=1e-10)
     policy = GaussianPolicy(*POLICY)
     _, stats = gippo.policy_loss(policy, ppo_batch(), make_args())
-    assert stats["entropy"] == pytest.approx(Normal(policy.mean, policy.log_std.exp()).entropy().sum().item())
+    assert stats["entropy"].item() == pytest.approx(Normal(policy.mean, policy.log_std.exp()).entropy().sum().item())
 
 
 def test_critic_loss_is_half_the_sum_over_the_critics():

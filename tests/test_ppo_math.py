@@ -245,8 +245,8 @@ def test_first_epoch_is_the_plain_policy_gradient():
     actor, _, data, _ = collect()
     data = flatten(data | {"advantages": gae_of(data)})
     loss, stats = ppo.policy_loss(actor, data, make_args())
-    assert stats["kept"] == 1.0 and stats["ratio_max"] == pytest.approx(1.0, abs=1e-12)
-    assert stats["kl"] == pytest.approx(0.0, abs=1e-12)
+    assert stats["kept"].item() == 1.0 and stats["ratio_max"].item() == pytest.approx(1.0, abs=1e-12)
+    assert stats["kl"].item() == pytest.approx(0.0, abs=1e-12)
     mean, log_std = actor(data["obs"])
     log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(data["action"]).sum(-1)
     plain = gradient(-(data["advantages"] * log_prob).mean(), actor)
@@ -294,21 +294,21 @@ def test_clipping_stops_the_gradient_only_where_the_objective_would_grow(advanta
         clipped = min(max(ratio, 0.8), 1.2)
         assert -loss.item() == pytest.approx(min(advantage * ratio, advantage * clipped))
         # clipped or not does not ask for the sign of the advantage
-        assert stats["kept"] == float(0.8 < ratio < 1.2) and stats["ratio_max"] == pytest.approx(ratio)
+        assert stats["kept"].item() == float(0.8 < ratio < 1.2) and stats["ratio_max"].item() == pytest.approx(ratio)
 
 
 def test_clip_coef_is_the_half_width_of_the_interval():
     data = batch(ratios_as_actions(RATIOS, 0.5), torch.ones(len(RATIOS)))
     for clip_coef, kept in ((0.1, 1), (0.2, 3), (0.6, 6), (1.5, 7)):
         _, stats = ppo.policy_loss(GaussianPolicy([0.5], [0.0]), data, make_args(clip_coef=clip_coef))
-        assert stats["kept"] == pytest.approx(kept / 7) and stats["ratio_max"] == pytest.approx(2.0)
+        assert stats["kept"].item() == pytest.approx(kept / 7) and stats["ratio_max"].item() == pytest.approx(2.0)
 
 
 def test_diagnostics_are_those_of_the_new_policy():
     policy = GaussianPolicy([0.3, 0.0], [math.log(0.8), 0.0])
     _, stats = ppo.policy_loss(policy, batch(torch.randn(5, 2), torch.randn(5)), make_args())
-    assert stats["kl"] == pytest.approx(0.128419, abs=1e-6)  # from old to new; the other way round 0.088144
-    assert stats["entropy"] == pytest.approx(math.log(0.8) + 1.0 + math.log(2.0 * math.pi))
+    assert stats["kl"].item() == pytest.approx(0.128419, abs=1e-6)  # from old to new; the other way round 0.088144
+    assert stats["entropy"].item() == pytest.approx(math.log(0.8) + 1.0 + math.log(2.0 * math.pi))
 
 
 def test_entropy_term_is_a_bonus():
@@ -326,7 +326,7 @@ def test_a_policy_that_is_far_away_has_a_finite_loss():
     action, advantages = torch.tensor([[40.0], [-40.0]]), torch.tensor([-1.0, 1.0])
     policy = GaussianPolicy([40.0], [0.0])  # log ratios of 800 and -2400
     loss, stats = ppo.policy_loss(policy, batch(action, advantages), make_args())
-    assert loss.isfinite() and stats["ratio_max"] == pytest.approx(math.exp(20.0), rel=1e-5)
+    assert loss.isfinite() and stats["ratio_max"].item() == pytest.approx(math.exp(20.0), rel=1e-5)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, list(policy.parameters())))
 
 

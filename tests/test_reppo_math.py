@@ -167,11 +167,11 @@ def test_critic_loss_is_least_where_the_prediction_is_the_histogram_of_the_targe
     perfect = FreeLogits((p + 1e-300).log())
     loss, value_loss, aux_loss = reppo.critic_loss(perfect, critic_batch(targets), make_args())
     # what remains is the entropy of the histogram, the same in the middle of the support wherever the number is
-    assert value_loss == pytest.approx(1.2003, abs=1e-3) and aux_loss == 0.0 and loss.item() == value_loss
+    assert value_loss.item() == pytest.approx(1.2003, abs=1e-3) and aux_loss.item() == 0.0 and loss.item() == value_loss
     assert torch.autograd.grad(loss, perfect.logits)[0].abs().max() < 1e-12
     uninformed = FreeLogits(torch.zeros(4, 251))
     loss, value_loss, _ = reppo.critic_loss(uninformed, critic_batch(targets), make_args())
-    assert value_loss == pytest.approx(math.log(251))
+    assert value_loss.item() == pytest.approx(math.log(251))
     # d loss / d logits = (softmax - p) / B
     grad = torch.autograd.grad(loss, uninformed.logits)[0]
     assert torch.allclose(grad, (1.0 / 251 - p) / 4, atol=1e-14)
@@ -202,8 +202,8 @@ def test_without_the_histogram_the_critic_is_a_number_and_its_loss_the_squared_e
     assert q.shape == (6,) and critic.outputs(critic.features(data["obs"], data["action"])).shape == (6, 1)
     loss, value_loss, aux_loss = reppo.critic_loss(critic, data, args)
     expected = ((q - targets) ** 2).sum() / 6
-    assert value_loss == pytest.approx(expected.item(), rel=1e-12)
-    assert loss.item() == pytest.approx(value_loss + aux_loss, rel=1e-12)
+    assert value_loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert loss.item() == pytest.approx((value_loss + aux_loss).item(), rel=1e-12)
     loss, *_ = reppo.critic_loss(critic, data, make_args(hl_gauss=False, aux_coef=0.0))
     assert relative(gradient(loss, critic), gradient(expected, critic)) < 1e-12
 
@@ -218,12 +218,13 @@ def test_self_prediction_is_of_the_next_features_where_there_is_a_next_state():
         loss, value_loss, aux_loss = reppo.critic_loss(
             critic, critic_batch(targets, fallen, next_features), make_args(aux_coef=aux_coef)
         )
-        assert aux_loss == pytest.approx((1.0 + 16.0 / 4) / 2)  # the mean over features, then over the two that live
-        assert loss.item() == pytest.approx(value_loss + aux_coef * aux_loss)
+        # the mean over features, then over the two that live
+        assert aux_loss.item() == pytest.approx((1.0 + 16.0 / 4) / 2)
+        assert loss.item() == pytest.approx((value_loss + aux_coef * aux_loss).item())
         grad = torch.autograd.grad(loss, predicted)[0]
         assert torch.allclose(grad, -2.0 * aux_coef * next_features / 8 * ~fallen[:, None])
     _, _, aux_loss = reppo.critic_loss(critic, critic_batch(targets, ~torch.zeros(3, dtype=bool)), make_args())
-    assert aux_loss == 0.0  # nobody lives
+    assert aux_loss.item() == 0.0  # nobody lives
 
 
 # the policy's distribution
@@ -561,8 +562,8 @@ MIXED = torch.tensor([0.1, 0.9, 0.15, 1.2, -0.9, 0.2, 0.05])[:, None]
 def test_loss_and_gradient_state_by_state(shift, share, mode):
     policy, critic, data = GaussianPolicy(*POLICY), ToyCritic(), policy_batch(shift=shift)
     loss, stats, multipliers, action, entropy, kl = evaluate_loss(policy, critic, data, kl_mode=mode)
-    assert (kl < 0.1).double().mean() == pytest.approx(share) == stats["inside"]
-    assert stats["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-9)
+    assert (kl < 0.1).double().mean() == pytest.approx(share) == stats["inside"].item()
+    assert stats["entropy"].item() == pytest.approx(entropy.mean().item(), rel=1e-9)
     rows = []
     for i in range(7):
         objective = -critic.value(critic.features(data["obs"][i], action[i])) - 0.2 * entropy[i]
@@ -768,7 +769,7 @@ def test_entropy_comes_to_its_target(log_std):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        entropies.append(stats["entropy"])
+        entropies.append(stats["entropy"].item())
     # two dimensions: the target is -1; the price is still swinging, by less than a tenth in the end
     assert abs(entropies[0] + 1.0) > 2.0 and abs(sum(entropies[-50:]) / 50 + 1.0) < 0.1
     # with Q = -|a|^2 a small deviation s costs s^2 - alpha log s, least at alpha = 2 s^2, and the target is at s = 0.15

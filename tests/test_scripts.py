@@ -240,6 +240,38 @@ def test_flags_of_the_ablations(tmp_path):
     assert {float(row["effective_sample_ratio"]) for row in rows[:2]} == {1.0}
 
 
+COMPILED = """
+import sys, torch, torch._inductor.config, {script}_continuous as script
+torch._inductor.config.fallback_random = True  # the same random numbers as without
+code = script.main()
+print("compiled", torch._dynamo.utils.counters["frames"]["ok"], "functions")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("script, functions", (("shac", 1), ("rpo", 2)))
+def test_compiled_losses_train_as_the_plain_ones_do(tmp_path, script, functions):
+    rows = {}
+    for flag in ("--no-compile", "--compile"):
+        (tmp_path / flag).mkdir()
+        flags = [*tiny(script), "--total-timesteps", 64, flag]
+        output = run(tmp_path / flag, *flags, code=COMPILED.format(script=script))
+        assert f"compiled {functions if flag == '--compile' else 0} functions" in output
+        rows[flag] = metrics(run_dir(tmp_path / flag))[:2]
+    # sums in another order: 1e-7 each, more after two iterations of training
+    for plain, compiled in zip(*rows.values()):
+        for name in ("value_loss", "explained_variance", "approx_kl", "actor_grad_norm", "critic_grad_norm"):
+            assert float(compiled[name]) == pytest.approx(float(plain[name]), rel=1e-3), name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_cuda_graphs_need_a_gpu(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script}_continuous.py", "--cudagraphs", "--no-cuda"])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"{script}_continuous").main()
+    assert stop.value.code == 2 and "--cudagraphs: expected a CUDA device, got the CPU" in capsys.readouterr().err
+
+
 def wait_for_checkpoint(process, folder, iterations):
     """Until the run has written a checkpoint and gone on for at least one more iteration."""
     deadline = time.time() + 120
