@@ -136,6 +136,8 @@ class Args:
     """how the TD targets join the two critics (the return always uses the mean)"""
     max_grad_norm: float = 0.5
     """gradients are scaled down to this norm"""
+    max_action_grad_norm: float | None = None
+    """so is every row of the action gradient, grad_u R of one action; default: they are left as they are"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -496,6 +498,8 @@ def parse_args():
     at_least = dict.fromkeys("num_envs num_steps num_minibatches update_epochs critic_epochs num_eval_envs".split(), 1)
     at_least |= dict.fromkeys("seed kl_coef ent_coef clip_low clip_high gamma td_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
+    if args.max_action_grad_norm is not None:
+        at_least["max_action_grad_norm"] = 1e-12
     at_least |= {"checkpoint_freq": 1, "surrogate_coef": 0, "total_timesteps": args.batch_size}
     at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     for name, low in at_least.items():
@@ -725,6 +729,10 @@ def main():
             finite = action_grads.isfinite().all(-1)
             count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
+            if args.max_action_grad_norm is not None:
+                # not in the paper: for tasks whose contacts make a few rows a thousand times longer than the others
+                lengths = data["action_grads"].norm(dim=-1, keepdim=True)
+                data["action_grads"] *= (args.max_action_grad_norm / lengths).clamp(max=1.0)
             targets = td_lambda_targets(
                 data["soft_rewards"], data["td_values"], data["ends"], args.gamma, args.td_lambda
             )
