@@ -41,7 +41,10 @@ def start(cwd, *flags, code=None, script="rpo"):
 
 def run(cwd, *flags, expect=0, code=None, script="rpo"):
     process = start(cwd, *flags, code=code, script=script)
-    output, _ = process.communicate(timeout=240)
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()  # of a process that has ended nothing
     assert process.returncode == expect, output
     return output
 
