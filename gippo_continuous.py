@@ -66,7 +66,7 @@ class Args:
     wandb_entity: str | None = None
     """the wandb team"""
     compile: bool = False
-    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    """fuse the operations of the critics' loss with torch.compile; needs a C++ compiler and a longer first iteration"""
     cudagraphs: bool = False
     """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
@@ -319,8 +319,9 @@ def policy_loss(actor, data, args):
     loss = -torch.min(ratio * data["advantages"], clipped * data["advantages"]).mean()
     with torch.no_grad():  # only measurements
         kept, entropy = (ratio == clipped).float().mean(), log_std.sum(-1).mean()
+        ratio_max = ratio.max()
     entropy += 0.5 * mean.shape[-1] * (1.0 + math.log(2.0 * math.pi))
-    return loss, {"kept": kept, "ratio_max": ratio.max(), "entropy": entropy}
+    return loss, {"kept": kept, "ratio_max": ratio_max, "entropy": entropy}
 
 
 def regress(actor, optimizer, data, args):
@@ -649,7 +650,7 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and device.type != "cuda":
+    if args.cudagraphs and not args.eval_only and device.type != "cuda":
         usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files

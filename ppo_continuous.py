@@ -62,7 +62,7 @@ class Args:
     wandb_entity: str | None = None
     """the wandb team"""
     compile: bool = False
-    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    """fuse the operations of the losses with torch.compile; needs a C++ compiler and a longer first iteration"""
     cudagraphs: bool = False
     """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
@@ -274,8 +274,8 @@ def policy_loss(actor, data, args):
     loss = -surrogate - args.ent_coef * entropy
     with torch.no_grad():  # only measurements
         kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
-        kept = (ratio == clipped).float().mean()
-    return loss, {"kept": kept, "ratio_max": ratio.max(), "entropy": entropy, "kl": kl}
+        kept, ratio_max = (ratio == clipped).float().mean(), ratio.max()
+    return loss, {"kept": kept, "ratio_max": ratio_max, "entropy": entropy.detach(), "kl": kl}
 
 
 def critic_loss(critic, obs, targets):
@@ -558,7 +558,7 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and device.type != "cuda":
+    if args.cudagraphs and not args.eval_only and device.type != "cuda":
         usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files

@@ -69,7 +69,7 @@ class Args:
     wandb_entity: str | None = None
     """the wandb team"""
     compile: bool = False
-    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    """fuse the operations of the losses with torch.compile; needs a C++ compiler and a longer first iteration"""
     cudagraphs: bool = False
     """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
@@ -371,7 +371,8 @@ def critic_loss(critic, data, args):
     num_alive = alive.sum().float()
     average([num_alive])  # processes with more of them count more
     aux_loss = torch.where(alive, errors, 0.0).sum() / num_alive.clamp(min=1.0 / WORLD_SIZE)
-    return value_loss + args.aux_coef * aux_loss, value_loss, aux_loss
+    # apart they are measurements
+    return value_loss + args.aux_coef * aux_loss, value_loss.detach(), aux_loss.detach()
 
 
 def policy_loss(actor, critic, multipliers, data, args):
@@ -715,7 +716,7 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and device.type != "cuda":
+    if args.cudagraphs and not args.eval_only and device.type != "cuda":
         usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files

@@ -73,7 +73,7 @@ class Args:
     wandb_entity: str | None = None
     """the wandb team"""
     compile: bool = False
-    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    """fuse the operations of the losses with torch.compile; needs a C++ compiler and a longer first iteration"""
     cudagraphs: bool = False
     """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
@@ -137,7 +137,7 @@ class Args:
     max_grad_norm: float = 0.5
     """gradients are scaled down to this norm"""
     max_action_grad_norm: float | None = None
-    """so is every row of the action gradient, grad_u R of one action; default: they are left as they are"""
+    """rows of the action gradient, grad_u R of one action, are scaled down to this length; default: left as they are"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -315,7 +315,8 @@ def policy_loss(actor, data, args):
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
     entropy = squashed_entropy(mean, log_std).mean()
     loss = -(args.surrogate_coef * surrogate - args.kl_coef * kl + args.ent_coef * entropy)
-    return loss, {"kept": keep.float().mean(), "ratio_max": ratio.max(), "entropy": entropy}
+    # the entropy is a measurement here
+    return loss, {"kept": keep.float().mean(), "ratio_max": ratio.max(), "entropy": entropy.detach()}
 
 
 def td_lambda_targets(rewards, next_values, ends, gamma, lam):
@@ -601,7 +602,7 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and device.type != "cuda":
+    if args.cudagraphs and not args.eval_only and device.type != "cuda":
         usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files

@@ -62,7 +62,7 @@ class Args:
     wandb_entity: str | None = None
     """the wandb team"""
     compile: bool = False
-    """fuse the operations of the updates' losses with torch.compile; the first iteration then takes longer"""
+    """fuse the operations of the losses with torch.compile; needs a C++ compiler and a longer first iteration"""
     cudagraphs: bool = False
     """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
     save_model: bool = False
@@ -592,7 +592,7 @@ def main():
         torch.cuda.set_device(device)
     if WORLD_SIZE > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and device.type != "cuda":
+    if args.cudagraphs and not args.eval_only and device.type != "cuda":
         usage_error("--cudagraphs: expected a CUDA device, got the CPU")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
@@ -725,11 +725,12 @@ def main():
                 time_2 = time.time()
                 batch = replay.sample(args.batch_size // WORLD_SIZE, args.num_nsteps, args.gamma)
                 batch["obs"], batch["next_obs"] = normalizer(batch["obs"]), normalizer(batch["next_obs"])
-                alpha = temperature().item()
+                alpha = temperature().detach()  # a constant price for the policy and the critics
                 targets = nstep_targets(actor, target_critic, batch, alpha)
                 v_loss = critic_loss_fn(critic, batch, targets)
                 critic_optimizer.zero_grad()
                 v_loss.backward()
+                v_losses.append(v_loss.item())
                 critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
                 time_3 = time.time()
 
@@ -745,7 +746,6 @@ def main():
                 with torch.no_grad():  # a running average of weights, which is not learned
                     for slow, weight in zip(target_critic.parameters(), critic.parameters()):
                         slow.lerp_(weight, args.tau)  # Qbar <- (1 - tau) Qbar + tau Q
-                v_losses.append(v_loss.item())
                 entropies.append(entropy.item())
                 q_values.append(targets.mean().item())
                 time_critic, time_actor = time_critic + time_3 - time_2, time_actor + time.time() - time_3

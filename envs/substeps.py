@@ -63,17 +63,7 @@ class Intermediates:
 class Substeps:
     """A batch of environments: buffers for the states and intermediate values of all substeps, and the two graphs."""
 
-    def __init__(
-        self,
-        model: Model,
-        pairs: PairModel,
-        articulation: Articulation,
-        num_envs,
-        dt,
-        substeps,
-        interval,
-        environments_last=None,
-    ):
+    def __init__(self, model: Model, pairs: PairModel, articulation: Articulation, num_envs, dt, substeps, interval):
         self.model, self.pairs, self.num_envs = model, pairs, num_envs
         self.num_coords, self.num_dofs = articulation.num_coords, articulation.num_dofs
         self.num_links, self.num_pairs = len(articulation.links), len(articulation.contact_pairs)
@@ -81,7 +71,6 @@ class Substeps:
         self.warp_device = model.link_mass.device
         # threads that share an environment's pairs: on the CPU, starting one costs more than a pair that is apart
         self.lanes = self.num_pairs if self.warp_device.is_cuda else 1
-        self.environments_last = self.warp_device.is_cuda if environments_last is None else environments_last
         self.grads, self.num_bytes, self.step_held = {}, 0, None
         self.world_q, self.new_q, *self.q = (self._state(self.num_coords) for _ in range(substeps + 3))
         self.world_qd, self.new_qd, *self.qd = (self._state(self.num_dofs) for _ in range(substeps + 3))
@@ -96,6 +85,11 @@ class Substeps:
         self.forward_graph = self._capture(self._forward_step)
         self.backward_graph = self._capture(self._backward_step)
         wp.synchronize_device(self.warp_device)  # torch's stream does not wait for the buffers to be ready
+
+    @property
+    def environments_last(self):
+        """Whether the arrays have the environments last in memory."""
+        return self.warp_device.is_cuda
 
     def forward(self, step, joint_q, joint_qd, joint_act):
         """(n, nq), (n, nv), (n, nv) -> the state after all substeps, and whether it has blown up (n,).

@@ -128,7 +128,7 @@ def with_inertias_mixed_up():
 
 @wp.kernel
 def take_poses(order: wp.array[int], pose: wp.array2d[wp.transform], pose_out: wp.array2d[wp.transform]):
-    env, i = wp.tid()
+    i, env = wp.tid()
     pose_out[env, i] = pose[env, order[i]]
 
 

@@ -6,6 +6,7 @@ import importlib
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,7 +266,8 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("script, functions", (("shac", 1), ("rpo", 2)))
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("script, functions", (("shac", 1), ("rpo", 2), ("reppo", 2), ("sac", 2)))
 def test_compiled_losses_train_as_the_plain_ones_do(tmp_path, script, functions):
     rows = {}
     for flag in ("--no-compile", "--compile"):
@@ -286,6 +288,16 @@ def test_cuda_graphs_need_a_gpu(script, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(f"{script}_continuous").main()
     assert stop.value.code == 2 and "--cudagraphs: expected a CUDA device, got the CPU" in capsys.readouterr().err
+
+
+def test_a_run_with_cuda_graphs_can_be_evaluated_without_a_gpu(tmp_path):
+    run(tmp_path, *TINY, "--total-timesteps", 32)
+    path = run_dir(tmp_path) / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["args"]["cudagraphs"] = True
+    torch.save(state, path)
+    assert "eval deterministic" in run(tmp_path, "--checkpoint", path, "--eval-only", "--no-cuda")
+    assert "--cudagraphs: expected" in run(tmp_path, "--checkpoint", path, "--no-cuda", expect=2)
 
 
 def wait_for_checkpoint(process, folder, iterations):
