@@ -2,8 +2,9 @@
 
     python benchmarks/hand_successes.py runs/<run>/checkpoint.pt ... --output benchmarks/results/hand_successes.csv
 
-First episodes of 128 environments, with the policy's noise and without.  `angle` is the mean over time of the angle
-that is left to the goal, in rad; `at_goal` the share of episodes that reached a goal, `goals` their mean number.
+First episodes of 128 environments, with the policy's noise and without.  `run` is the checkpoint's folder, `angle` the
+mean over time of the angle that is left to the goal, in rad; `at_goal` the share of episodes that reached a goal,
+`goals` their mean number.
 """
 
 import csv
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 
-COLUMNS = ("script", "seed", "global_step", "policy", "episodes", "return", "length", "angle", "at_goal", "goals")
+COLUMNS = "run script seed global_step policy episodes return length angle at_goal goals".split()
 
 
 @dataclass
@@ -66,7 +67,7 @@ def measure(path, args):
     for policy in ("stochastic", "deterministic"):
         total, length, angle, goals = play(actor, normalizer, args, policy == "deterministic")
         means = [total.mean(), length.mean(), angle.mean(), (goals > 0).float().mean(), goals.mean()]
-        known = (state["script"], state["args"]["seed"], state["global_step"], policy, args.episodes)
+        known = (path.parent.name, state["script"], state["args"]["seed"], state["global_step"], policy, args.episodes)
         yield dict(zip(COLUMNS, (*known, *(f"{mean:.4g}" for mean in means))))
 
 
