@@ -10,7 +10,16 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
 # files that are not runs
-OTHERS = ("throughput", "training", "scaling", "critic_step", "robustness", "memory", "hand_successes")
+OTHERS = (
+    "throughput",
+    "training",
+    "scaling",
+    "critic_step",
+    "robustness",
+    "memory",
+    "hand_successes",
+    "action_gradients",
+)
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
 SCRIPTS = {

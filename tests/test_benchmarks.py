@@ -81,3 +81,16 @@ def test_a_failing_run_is_reported_and_the_others_go_on(tmp_path):
     assert "rpo_continuous__hopper__-1: failed with exit code 2" in output
     assert "rpo_continuous__hopper__1: done" in output
     assert "--seed: expected 0" in (tmp_path / "runs" / "rpo_continuous__hopper__-1.log").read_text()
+
+
+def test_lengths_of_action_gradients(tmp_path):
+    script = [sys.executable, str(ROOT / "benchmarks" / "action_gradients.py"), "--env-ids", "cartpole"]
+    flags = ["--num-steps", "2", "8", "--total-steps", "16", "--warm-up", "4", "--output", str(tmp_path / "x.csv")]
+    subprocess.run([*script, *flags], check=True, timeout=240)
+    header, (short, long) = read(tmp_path / "x.csv")
+    assert header.startswith("# command: python") and (short["num_steps"], long["num_steps"]) == ("2", "8")
+    for row in (short, long):
+        assert row["rows"] == str(128 * 16) and row["num_envs"] == "128"
+        assert 0.0 < float(row["median"]) < float(row["p90"]) < float(row["p99"]) < float(row["max"])
+    # a longer rollout has more reward that an action can change
+    assert float(long["max"]) > float(short["max"])
