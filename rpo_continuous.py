@@ -731,7 +731,7 @@ def main():
             count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
             if args.max_action_grad_norm is not None:
-                # not in the paper: for tasks whose contacts make a few rows a thousand times longer than the others
+                # not in the paper: for tasks whose contacts make a few rows hundreds of times longer than the others
                 lengths = data["action_grads"].norm(dim=-1, keepdim=True)
                 data["action_grads"] *= (args.max_action_grad_norm / lengths).clamp(max=1.0)
             targets = td_lambda_targets(
