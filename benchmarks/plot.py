@@ -54,7 +54,10 @@ def draw(ax, group, column, label, color, line, against_minutes=False):
     ax.plot(x, mean, color=color, linestyle=line, linewidth=1.3, label=label)
     if len(group) > 1:
         std = values.std(0, ddof=1)
-        ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+        low = mean - std
+        if ax.get_yscale() == "log":  # which has no room for what is below zero
+            low = np.maximum(low, values.min(0))
+        ax.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0)
 
 
 def draw_paper(ax, env_id):
@@ -126,6 +129,7 @@ def ablation_style(name):
 def plot_ablations(env_id, runs, output):
     """Returns of RPO's variants and of the other scripts', and what becomes of the ratio."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    axes[1, 1].set_yscale("log")
     for name, title in ABLATIONS.items():
         for group in groups_of_ablation(runs, env_id, name):
             style = (title, *ablation_style(name))
@@ -139,7 +143,6 @@ def plot_ablations(env_id, runs, output):
         ax.set(xlabel="environment steps [million]", ylabel=title)
     axes[0, 0].set_title(f"{env_id}: RPO's variants")
     axes[0, 1].set_title(f"{env_id}: SAPO and SHAC")
-    axes[1, 1].set_yscale("log")
     finish(figure, axes.flat, output, ncols=3)
 
 
