@@ -272,13 +272,15 @@ def test_compiled_losses_train_as_the_plain_ones_do(tmp_path, script, functions)
     rows = {}
     for flag in ("--no-compile", "--compile"):
         (tmp_path / flag).mkdir()
-        flags = [*tiny(script), "--total-timesteps", 64, flag]
+        flags = [*tiny(script), "--total-timesteps", 128, flag]
         output = run(tmp_path / flag, *flags, code=COMPILED.format(script=script))
         assert f"compiled {functions if flag == '--compile' else 0} functions" in output
-        rows[flag] = metrics(run_dir(tmp_path / flag))[:2]
+        # SAC fills its replay buffer first
+        rows[flag] = [row for row in metrics(run_dir(tmp_path / flag)) if row["value_loss"]][:2]
     # sums in another order: 1e-7 each, more after two iterations of training
+    assert len(rows["--compile"]) == 2
     for plain, compiled in zip(*rows.values()):
-        for name in ("value_loss", "explained_variance", "approx_kl", "actor_grad_norm", "critic_grad_norm"):
+        for name in ("value_loss", "actor_grad_norm", "critic_grad_norm"):
             assert float(compiled[name]) == pytest.approx(float(plain[name]), rel=1e-3), name
 
 
