@@ -267,7 +267,7 @@ sys.exit(code)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("script, functions", (("shac", 1), ("rpo", 2), ("reppo", 2), ("sac", 2)))
+@pytest.mark.parametrize("script, functions", (("shac", 1), ("sac", 2)))
 def test_compiled_losses_train_as_the_plain_ones_do(tmp_path, script, functions):
     rows = {}
     for flag in ("--no-compile", "--compile"):
