@@ -275,6 +275,7 @@ def policy_loss(actor, data, args):
     with torch.no_grad():  # only measurements
         kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
         kept, ratio_max = (ratio == clipped).float().mean(), ratio.max()
+    # so is the entropy here
     return loss, {"kept": kept, "ratio_max": ratio_max, "entropy": entropy.detach(), "kl": kl}
 
 

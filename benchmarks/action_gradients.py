@@ -8,7 +8,6 @@ a checkpoint; no networks are updated.  Lengths over all rows of all rollouts, a
 environments to different moments of their episodes.
 """
 
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs  # noqa: E402
 import rpo_continuous as rpo  # noqa: E402
-from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.provenance import write_rows  # noqa: E402
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 COLUMNS = ("env_id", "global_step", "num_envs", "num_steps", "rows", *QUANTILES)
@@ -81,11 +80,7 @@ def main():
     for row in rows:
         print(row)
     if args.output:
-        with open(args.output, "w", newline="") as file:
-            file.write(provenance("python " + " ".join(sys.argv), "cpu"))
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.output, rows)
 
 
 if __name__ == "__main__":

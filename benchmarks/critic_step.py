@@ -6,7 +6,6 @@ Milliseconds per step (forward, backward, clipping, AdamW) on a minibatch of ANY
 of the first step, which compiles where something is compiled.
 """
 
-import csv
 import os
 import sys
 import time
@@ -20,7 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import rpo_continuous as rpo  # noqa: E402
-from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.provenance import write_rows  # noqa: E402
 
 NUM_OBS, MINIBATCH = 49, 1024  # 128 environments x 32 steps in 4 minibatches
 ADAMW = {"lr": 5e-4, "betas": (0.7, 0.95), "weight_decay": 0.01}
@@ -95,11 +94,7 @@ def main():
             )
             print(rows[-1], flush=True)
     if args.output:
-        with open(args.output, "w", newline="") as file:
-            file.write(provenance("python " + " ".join(sys.argv), "cpu"))
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.output, rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ mean over time of the angle that is left to the goal, in rad; `at_goal` the shar
 `goals` their mean number.
 """
 
-import csv
 import importlib
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs  # noqa: E402
-from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.provenance import write_rows  # noqa: E402
 
 COLUMNS = "run script seed global_step policy episodes return length angle at_goal goals".split()
 
@@ -77,11 +76,7 @@ def main():
     for row in rows:
         print(row)
     if args.output:
-        with open(args.output, "w", newline="") as file:
-            file.write(provenance("python " + " ".join(sys.argv), "cpu"))
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.output, rows)
 
 
 if __name__ == "__main__":

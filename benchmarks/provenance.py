@@ -1,9 +1,11 @@
 """The header line of every results file: what ran, from which commit, on what, when."""
 
+import csv
 import datetime
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -22,6 +24,16 @@ def provenance(command, device, commit=None, date=None):
         "date": date or datetime.date.today().isoformat(),
     }
     return "# " + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "\n"
+
+
+def write_rows(path, rows, device="cpu"):
+    """A table as the results file of the present command. rows: dictionaries, of which some may lack last columns."""
+    header = provenance("python " + " ".join(sys.argv), device)  # before the file is changed
+    with open(path, "w", newline="") as file:
+        file.write(header)
+        writer = csv.DictWriter(file, max(rows, key=len))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def current_commit():

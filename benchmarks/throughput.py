@@ -30,7 +30,7 @@ import warp as wp
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import envs  # noqa: E402
-from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.provenance import write_rows  # noqa: E402
 
 # parallel environments, as in the RPO paper, which has no cheetah and no cartpole
 NUM_ENVS = {
@@ -158,11 +158,7 @@ def main():
     for row in rows:
         print("| " + " | ".join(f"{x:,}" if isinstance(x, int | float) else x for x in row.values()) + " |")
     if args.output:
-        with open(args.output, "w", newline="") as file:
-            file.write(provenance("python " + " ".join(sys.argv), args.device))
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.output, rows, args.device)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 A drill returns what was seen, or fails an assertion; the table has a line for each script and drill either way.
 """
 
-import csv
 import random
 import signal
 import sys
@@ -20,7 +19,7 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.provenance import provenance  # noqa: E402
+from benchmarks.provenance import write_rows  # noqa: E402
 from tests.test_scripts import SCRIPTS, assert_same_training, metrics, run, run_dir, start, tiny  # noqa: E402
 
 
@@ -239,11 +238,7 @@ def main():
             rows.append({"script": script, "drill": name, "seen": seen})
             print(rows[-1], flush=True)
     if args.output:
-        with open(args.output, "w", newline="") as file:
-            file.write(provenance("python " + " ".join(sys.argv), "cpu"))
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.output, rows)
     sys.exit(1 if failed else 0)
 
 
