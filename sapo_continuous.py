@@ -122,6 +122,8 @@ class Args:
     """how the TD targets join the two critics (the return always uses the mean)"""
     max_grad_norm: float = 0.5
     """gradients are scaled down to this norm"""
+    max_action_grad_norm: float | None = None
+    """rows of the action gradient, grad_u R of one action, are scaled down to this length; default: left as they are"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -231,10 +233,11 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std):
     return (log_std - old_log_std + (old_var + (old_mean - mean) ** 2) / (2.0 * var) - 0.5).sum(-1)
 
 
-def watch(u, action_grads):
-    """Keep the gradient with respect to u when it passes, and stop the rows of it that are not finite."""
+def watch(u, action_grads, max_norm=math.inf):
+    """Keep the gradient with respect to u when it passes, its rows no longer than max_norm; stop those not finite."""
 
     def hook(grad):
+        grad = grad * (max_norm / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
         action_grads.append(grad)
         return torch.where(grad.isfinite().all(-1, keepdim=True), grad, 0.0)
 
@@ -251,11 +254,14 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     raw_obs = env.detach()  # the graph starts here: earlier rollouts belong to earlier gradients
     normalizer.update(gather(raw_obs))
     returns, discount, action_grads, steps, episodes = 0.0, 1.0, [], [], []
+    # not in the paper: for tasks whose contacts make a few rows hundreds of times longer than the others.  The loss is
+    # the mean of all R per step, its gradient by so much smaller than that of R
+    max_norm = (args.max_action_grad_norm or math.inf) / (args.num_steps * len(raw_obs))
     for t in range(args.num_steps):
         obs = frozen(raw_obs)
         mean, log_std = actor(obs)
         u = mean + log_std.exp() * torch.randn_like(mean)
-        watch(u, action_grads)
+        watch(u, action_grads, max_norm)
         raw_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
         normalizer.update(gather(raw_obs))
         entropy = squashed_entropy(mean, log_std)
@@ -473,6 +479,8 @@ def parse_args():
     at_least |= dict.fromkeys("seed gamma td_lambda eval_freq".split(), 0)
     at_least |= dict.fromkeys("learning_rate critic_learning_rate final_learning_rate max_grad_norm".split(), 1e-12)
     at_least |= dict.fromkeys("alpha alpha_learning_rate".split(), 1e-12)
+    if args.max_action_grad_norm is not None:
+        at_least["max_action_grad_norm"] = 1e-12
     at_least |= {"checkpoint_freq": 1, "total_timesteps": args.batch_size}
     at_most = {"seed": 2**32 - 1, "gamma": 1, "td_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
     for name, low in at_least.items():

@@ -244,13 +244,14 @@ def test_flags_of_the_ablations(tmp_path):
     assert {float(row["effective_sample_ratio"]) for row in rows[:2]} == {1.0}
 
 
-def test_long_rows_of_the_action_gradient_are_shortened(tmp_path):
+@pytest.mark.parametrize("script", ("rpo", "shac", "sapo"))
+def test_long_rows_of_the_action_gradient_are_shortened(tmp_path, script):
     norms = {}
     for limit in (None, 1e9, 0.01):
         folder = tmp_path / str(limit)
         folder.mkdir()
         flags = ["--max-action-grad-norm", limit] if limit else []
-        run(folder, *TINY, "--total-timesteps", 64, *flags)
+        run(folder, *tiny(script), "--total-timesteps", 64, *flags)
         norms[limit] = [float(row["action_grad_norm"]) for row in metrics(run_dir(folder))[:2]]
     assert norms[1e9] == norms[None]  # the second row after an update: a limit that nothing reaches changes no bit
     # all rows of a tiny rollout are longer than 0.01 in the first iteration: their mean length is that of each
@@ -489,11 +490,11 @@ def test_shac_and_sapo_drop_action_gradients_that_are_not_finite(tmp_path):
         code = f"""
 import sys, torch, {script}_continuous as script
 original, calls = script.watch, [0]
-def watch(u, action_grads):
+def watch(u, action_grads, *limit):
     calls[0] += 1
     if 4 < calls[0] <= 8:
         u.register_hook(lambda grad: torch.where(torch.arange(8)[:, None] == 2, torch.nan, grad))
-    original(u, action_grads)
+    original(u, action_grads, *limit)
 script.watch = watch
 sys.exit(script.main())
 """

@@ -491,13 +491,15 @@ def test_memory_is_flat():
     env = envs.make("hopper", num_envs=256)
     env.reset()
     resident = []
-    for _ in range(50):
+    for _ in range(61):
         env.detach()
         actions = torch.zeros(256, 3, requires_grad=True)
         torch.autograd.grad(sum(env.step(actions)[1].sum() for _ in range(8)), actions)
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
-    # MiB; a rollout that is kept by mistake adds 8 * 256 * 12 * 4 bytes = 0.1 MiB each time, 4 MiB in all
-    assert resident[-1] - resident[10] < 2.0
+    # MiB; rollouts that are kept by mistake add at least 8 * 256 * 12 * 4 bytes = 0.1 MiB each, in every stretch of ten.
+    # The allocator, too, takes a few MiB now and then, but not in three stretches of the four
+    growth = sorted(resident[k + 10] - resident[k] for k in (20, 30, 40, 50))
+    assert growth[1] < 0.5, resident
 
 
 @pytest.mark.parametrize("task", ("hopper", "humanoid", "hand_reorient"))
