@@ -496,8 +496,8 @@ def test_memory_is_flat():
         actions = torch.zeros(256, 3, requires_grad=True)
         torch.autograd.grad(sum(env.step(actions)[1].sum() for _ in range(8)), actions)
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
-    # MiB; rollouts that are kept by mistake add at least 8 * 256 * 12 * 4 bytes = 0.1 MiB each, in every stretch of ten.
-    # The allocator, too, takes a few MiB now and then, but not in three stretches of the four
+    # MiB; a rollout that is kept by mistake adds at least 8 * 256 * 12 * 4 bytes = 0.1 MiB, 1 MiB in every ten.  The
+    # allocator, too, takes a few MiB now and then, but not in three stretches of four.  The first 20 fill buffers
     growth = sorted(resident[k + 10] - resident[k] for k in (20, 30, 40, 50))
     assert growth[1] < 0.5, resident
 
