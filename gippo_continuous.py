@@ -781,6 +781,8 @@ def main():
             action_grads = action_gradients(advantages, us, data["dones"], args.gamma, args.gae_lambda)
             advantages = advantages.detach()  # the graph has done its work: from here on the advantages are numbers
             del us  # and with them the graph
+            time_2 = time.time()
+            torch.set_num_threads(num_threads)
             finite = action_grads.isfinite().all(-1) & advantages.isfinite()
             count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
@@ -795,8 +797,6 @@ def main():
             b_data, b_targets = {name: x.flatten(0, 1) for name, x in data.items()}, targets.flatten()
 
             # ALGO LOGIC: regression to the alpha-policy
-            time_2 = time.time()
-            torch.set_num_threads(num_threads)
             b_data["alpha_actions"] = b_data["u"] + alpha * b_data["action_grads"]
             (alpha_steps, _), descended = descend(regress, actor, alpha_optimizer, b_data, args)
             alpha_skipped = sum(not usable for _, usable in alpha_steps)

@@ -727,13 +727,16 @@ def main():
             time_1 = time.time()
             action_grads = action_gradients(returns, us)
             del returns, us  # and with them the graph
+            time_2 = time.time()
+            torch.set_num_threads(num_threads)
             finite = action_grads.isfinite().all(-1)
             count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
             data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # dropped, and counted in the log
             if args.max_action_grad_norm is not None:
                 # not in the paper: for tasks whose contacts make a few rows hundreds of times longer than the others
-                lengths = data["action_grads"].norm(dim=-1, keepdim=True)
-                data["action_grads"] *= (args.max_action_grad_norm / lengths).clamp(max=1.0)
+                rows, limit = data["action_grads"], args.max_action_grad_norm
+                lengths = rows.norm(dim=-1, keepdim=True)
+                data["action_grads"] = torch.where(lengths > limit, rows * (limit / lengths), rows)
             targets = td_lambda_targets(
                 data["soft_rewards"], data["td_values"], data["ends"], args.gamma, args.td_lambda
             )
@@ -742,8 +745,6 @@ def main():
             b_data, b_targets = {name: x.flatten(0, 1) for name, x in data.items()}, targets.flatten()
 
             # ALGO LOGIC: M policy epochs on the same rollout
-            time_2 = time.time()
-            torch.set_num_threads(num_threads)
             actor_steps, policy_stats = [], []
             for _ in range(args.update_epochs):
                 loss, stats = policy_loss_fn(actor, b_data, args)

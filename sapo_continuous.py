@@ -237,7 +237,8 @@ def watch(u, action_grads, max_norm=math.inf):
     """Keep the gradient with respect to u when it passes, its rows no longer than max_norm; stop those not finite."""
 
     def hook(grad):
-        grad = grad * (max_norm / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+        lengths = grad.norm(dim=-1, keepdim=True)
+        grad = torch.where(lengths > max_norm, grad * (max_norm / lengths), grad)
         action_grads.append(grad)
         return torch.where(grad.isfinite().all(-1, keepdim=True), grad, 0.0)
 
@@ -255,8 +256,9 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     normalizer.update(gather(raw_obs))
     returns, discount, action_grads, steps, episodes = 0.0, 1.0, [], [], []
     # not in the paper: for tasks whose contacts make a few rows hundreds of times longer than the others.  The loss is
-    # the mean of all R per step, its gradient by so much smaller than that of R
-    max_norm = (args.max_action_grad_norm or math.inf) / (args.num_steps * len(raw_obs))
+    # - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
+    max_norm = math.inf if args.max_action_grad_norm is None else args.max_action_grad_norm
+    max_norm = max_norm / (args.num_steps * len(raw_obs))
     for t in range(args.num_steps):
         obs = frozen(raw_obs)
         mean, log_std = actor(obs)

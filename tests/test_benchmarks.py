@@ -52,12 +52,14 @@ def test_scripts_and_seeds_are_run_collected_and_then_skipped(tmp_path):
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     flags = ["--scripts", "rpo", "--name", "x", "--jobs", 2, f"--flags={TINY} --total-timesteps 4800"]
     process = subprocess.Popen(command(tmp_path, *flags), stdout=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not list((tmp_path / "runs").glob("hopper__x__1__*/checkpoint.pt")):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "runs").glob("hopper__x__1__*/checkpoint.pt")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGTERM)  # which stops its runs as well
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 130 and "the same command goes on" in output
     (folder,) = (tmp_path / "runs").glob("hopper__x__1__*")
     assert 2 <= len((folder / "metrics.csv").read_text().splitlines()) - 1 < 150

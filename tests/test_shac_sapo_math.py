@@ -120,18 +120,37 @@ def test_a_gradient_that_is_not_finite_stops_at_its_action(script):
     script.watch(watched, noted)
     (watched * torch.tensor([[1.0, torch.nan], [5.0, 6.0]])).sum().backward()
     assert u.grad.tolist() == [[0.0, 0.0], [5.0, 6.0]]
-    assert noted[0].isnan().any(-1).tolist() == [True, False]
+    assert noted[0].isnan().tolist() == [[False, True], [False, False]]
 
 
 @pytest.mark.parametrize("script", (shac, sapo))
 def test_long_rows_of_the_action_gradient_are_shortened(script):
     u = torch.zeros(4, 2, requires_grad=True)
-    noted = []
+    grads = torch.tensor([[3.0, 4.0], [30.0, -40.0], [0.0, 0.0], [torch.inf, 1.0]])
+    for limit, shortened in ((5.0, [3.0, -4.0]), (math.inf, [30.0, -40.0])):
+        noted = []
+        watched = u * 1.0
+        script.watch(watched, noted, limit)
+        (grad,) = torch.autograd.grad((watched * grads).sum(), u)
+        assert grad.tolist() == [[3.0, 4.0], shortened, [0.0, 0.0], [0.0, 0.0]]
+        assert noted[0][:3].equal(grad[:3]) and not noted[0][3].isfinite().all()
+    # the square of this length overflows: without a limit it is left alone all the same
     watched = u * 1.0
-    script.watch(watched, noted, 5.0)
-    (watched * torch.tensor([[3.0, 4.0], [30.0, -40.0], [0.0, 0.0], [torch.inf, 1.0]])).sum().backward()
-    assert u.grad.tolist() == [[3.0, 4.0], [3.0, -4.0], [0.0, 0.0], [0.0, 0.0]]
-    assert noted[0][:3].equal(u.grad[:3]) and not noted[0][3].isfinite().all()
+    script.watch(watched, [])
+    assert torch.autograd.grad((watched * 1e30).sum(), u)[0].equal(torch.full((4, 2), 1e30))
+
+
+@pytest.mark.parametrize("script", (shac, sapo))
+def test_the_limit_of_the_action_gradient_is_that_of_the_return(script):
+    actor, normalizer = toy_policy(script)
+    rows = {}
+    for limit in (None, 1e-4):
+        # N is that of the rollout, which under torchrun is a share of --num-envs
+        _, returns, action_grads, _ = collect(script, actor, normalizer, max_action_grad_norm=limit, num_envs=999)
+        script.policy_loss(returns, make_args(script)).backward()
+        rows[limit] = torch.stack(action_grads) * len(action_grads) * len(returns)
+    assert (rows[None].norm(dim=-1) > 1e-3).all()
+    assert rows[1e-4].norm(dim=-1) == pytest.approx(1e-4, rel=1e-5)
 
 
 @pytest.mark.parametrize("script", (shac, sapo))

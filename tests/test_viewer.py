@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
@@ -123,7 +124,8 @@ def recording(html):
 
 def test_a_recording_is_one_file_with_the_robot_in_motion(tmp_path):
     flags = "--env-id ant --seed 3 --record out.html".split()
-    output = subprocess.run([*COMMAND, *flags], cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True)
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "text": True, "capture_output": True, "timeout": 240}
+    output = subprocess.run([*COMMAND, *flags], **options)
     assert output.returncode == 0, output.stderr
     env = envs.make("ant")
     poses = viewer.untrained_episode(env, "random", seed=3)
@@ -182,12 +184,17 @@ def test_the_live_replay_serves_a_page_and_ends_with_ctrl_c(tmp_path):
     # where the tests run in a shell's background, Ctrl-C is ignored, and children inherit that
     options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([*COMMAND, *flags], **options)
+    watchdog = threading.Timer(240, process.kill)  # ends the lines of one that never prints its address
+    watchdog.start()
     try:
-        address = next(match[0] for line in process.stdout if (match := re.search(r"http://localhost:\d+", line)))
-        assert b"<html" in urllib.request.urlopen(address, timeout=30).read()
+        addresses = (re.search(r"http://localhost:\d+", line) for line in process.stdout)
+        address = next((match[0] for match in addresses if match), None)
+        assert address is not None
+        assert b"<html" in urllib.request.urlopen(address, timeout=120).read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
     finally:
+        watchdog.cancel()
         process.kill()
 
 
