@@ -17,7 +17,7 @@ a state outside is pulled back to the policy that collected the data.  Two multi
 
 Try:      python reppo_continuous.py --env-id ant --total-timesteps 1000000 --capture-video
 Train:    python reppo_continuous.py --env-id ant --total-timesteps 3000000
-          about 4,000 steps per second on one CPU core of its own; return 4,200, and 4,610 with the deterministic policy
+          80 minutes beside other runs on two CPU cores; return 4,200, and 4,610 with the deterministic policy
           (one seed)
 Resume:   python reppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:    torchrun --nproc-per-node 2 reppo_continuous.py ... divides the environments among two processes, or GPUs
@@ -415,7 +415,7 @@ def score_objective(critic, obs, u, mean, log_std, alpha, args):
     """- A log pi(a|s): the same gradient in expectation, from values of Q alone (REINFORCE with a baseline)."""
     log_prob = squashed_log_prob(u, mean, log_std)
     baseline, entropy, _ = sample_values(critic, obs, mean, log_std, args.num_value_samples)
-    with torch.no_grad():  # A weighs the sample; the gradient is only that of its log-probability
+    with torch.no_grad():  # A weights the sample; the gradient is only that of its log-probability
         advantage = critic.value(critic.features(obs, torch.tanh(u))) - alpha * log_prob - (baseline + alpha * entropy)
     return -advantage * log_prob
 

@@ -5,7 +5,7 @@ Not CleanRL's `rpo_continuous_action.py`, which is *Robust* Policy Optimization 
 The simulator is differentiable, so one backward pass through a short rollout (BPTT) gives the gradient of the return
 with respect to every action.  SHAC takes one policy step with it and throws it away.  RPO caches it and takes several:
 for each later policy it regenerates the noise with which *that* policy would have emitted the stored action, sends
-the cached gradient through the new path, weighs it by the importance ratio, drops samples whose ratio left an
+the cached gradient through the new path, weights it by the importance ratio, drops samples whose ratio left an
 asymmetric interval, and holds the policy near the one that collected the data by a KL term.
 
     paper            code             meaning
@@ -127,7 +127,7 @@ class Args:
     clip_gradient: bool = True
     """drop samples by their ratio; --no-clip-gradient keeps all of them"""
     importance_weight: bool = True
-    """weigh samples by their ratio; --no-importance-weight, an ablation, reuses the gradients as they are"""
+    """weight samples by their ratio; --no-importance-weight, an ablation, reuses the gradients as they are"""
     kl_coef: float | None = None
     """lambda_KL; default: the task's"""
     ent_coef: float | None = None
@@ -302,7 +302,7 @@ def policy_loss(actor, data, args):
     mean, log_std = actor(data["obs"])
     u = regenerate(data["u"], mean, log_std)
 
-    # rho weighs a sample and decides whether it is kept; the gradient is only that of u (eq. 11), so both are constants
+    # rho weights a sample and decides whether it is kept; the gradient is only that of u (eq. 11): both are constants
     with torch.no_grad():
         ratio = log_ratio(data["u"], mean, log_std, data["mean"], data["log_std"]).clamp(-20.0, 20.0).exp()
         keep = (ratio >= 1.0 - args.clip_low) & (ratio <= 1.0 + args.clip_high)

@@ -17,7 +17,7 @@ sets its price so that the entropy stays near a target.
 
 Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Train:   python sapo_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
-         about 1,600 steps per second on one CPU core; return 5,880, and 6,230 with the deterministic policy (one seed;
+         95 minutes beside other runs on two CPU cores; return 5,880, and 6,230 with the deterministic policy (one seed;
          RPO paper, at about twice the steps: 8,719 and 9,101)
 Resume:  python sapo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 sapo_continuous.py ... divides the environments among two processes, or GPUs

@@ -15,7 +15,7 @@ rollout.
 
 Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Train:   python shac_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
-         about 1,600 steps per second on one CPU core; return 7,310, and 7,310 with the deterministic policy (one seed;
+         87 minutes beside other runs on two CPU cores; return 7,310, and 7,310 with the deterministic policy (one seed;
          RPO paper, at about twice the steps: 8,206 and 8,206)
 Resume:  python shac_continuous.py --checkpoint runs/<run>/checkpoint.pt
 Share:   torchrun --nproc-per-node 2 shac_continuous.py ... divides the environments among two processes, or GPUs

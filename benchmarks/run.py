@@ -132,8 +132,10 @@ def still_to_do(runs):
     for run in runs:
         if run.output.exists():
             made_by = re.search(r"command: (.*?), commit:", run.output.read_text().splitlines()[0])[1]
-            note = f" (made by: {made_by})" if made_by != run.command else ""
-            print(f"{run.label}: skipped, {run.output.name} exists{note}")
+            if made_by != run.command:
+                expected = f"{run.label}: expected a result of `{run.command}`, got one of `{made_by}` in {run.output}"
+                sys.exit(f"{expected}: use another --name, or move the file away")
+            print(f"{run.label}: skipped, {run.output.name} exists")
             continue
         run.check_command()
         if run.run_dir() is not None and is_finished(run.run_dir()):

@@ -237,7 +237,7 @@ The paper is RPO's (arXiv 2508.06214v3), tables 1 and 6: 12 seeds, at its full b
 "about" marks our estimates of the others.
 
 Wall clocks are those of the training, without the final evaluation. They are upper bounds, because the machine was
-shared with other work, except where the header of a file says otherwise.
+shared with other work.
 
 ## Tasks and scripts
 
@@ -262,7 +262,7 @@ table has the extremes over training and seeds.
 ## Files
 
 Here the deviations are over the 128 evaluation episodes. Length: mean, stochastic / deterministic; the time limit is
-1000 steps (hand_reorient: 600).
+1000 steps (hand_reorient: 600, cartpole: 240).
 
 {files}
 
