@@ -527,6 +527,17 @@ def test_reward_has_a_gradient_at_and_around_success():
         assert env.is_goal_reached(obs).all() == (angle <= 0.1)
 
 
+def test_the_bonus_sets_in_later_than_the_new_goal():
+    env = make(num_envs=4)
+    obs = torch.zeros(4, 72)
+    obs[:, 32:35] = obs[:, 45:48]  # no distance
+    angle = torch.tensor([0.15, 0.0999, 0.0951, 0.09])
+    obs[:, 52], obs[:, 55] = torch.sin(angle / 2), torch.cos(angle / 2)
+    bonus = env.reward(obs, torch.zeros(4, 16)) - 1.0 / (angle + 0.1)
+    assert env.is_goal_reached(obs).tolist() == [False, True, True, True]
+    assert (bonus[:3].abs() < 0.3).all() and 120.0 < bonus[3] < 125.0
+
+
 def test_a_dropped_cube_ends_the_episode():
     env = envs.make("hand_reorient", num_envs=2)
     env.reset()
