@@ -3,9 +3,9 @@
     python benchmarks/hand_successes.py runs/<run>/checkpoint.pt ... --output benchmarks/results/hand_successes.csv
 
 First episodes of every environment, with the policy's noise and without.  `run` is the checkpoint's folder;
-`first_angle`, `angle` and `last_angle` the angle that is left to the goal after the first step, on average over time, and
-after the last step, in rad; `near` the share of time with less than 0.5 rad; `at_goal` the share of episodes that reached
-a goal, `goals` their mean number, `goal_reward` the mean reward of the steps that did, empty without one.
+`first_angle`, `angle` and `last_angle` are the angle that is left to the goal after the first step, on average over
+time, and after the last step, in rad; `near` is the share of time with less than 0.5 rad; `at_goal` the share of
+episodes that reached a goal, `goals` their mean number, `goal_reward` the mean reward of the steps that did, or empty.
 """
 
 import importlib
