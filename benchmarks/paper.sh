@@ -2,8 +2,8 @@
 # The RPO paper (arXiv 2508.06214v3) at its full length: table 1 and its ablations, 12 seeds.  `python benchmarks/plot.py`
 # then makes tables and figures.  This is weeks of work for a CPU: pick lines, and after an interruption give the same
 # command again.  Without further flags the scripts have the paper's settings for the task (tables 2 to 5 and 7); the
-# budget is the paper's on anymal, our estimate elsewhere.  The results of shorter runs, which are in benchmarks/results as
-# it comes, have to be moved away first: run.py refuses to take one for another.
+# budget is the paper's on anymal, our estimate elsewhere.  The results that are in benchmarks/results as it comes have
+# to be moved away first: most are of other commands, and run.py refuses to take one for another.
 #
 # Not here: the sweep of figure 11, whose values the text does not give.
 set -euo pipefail

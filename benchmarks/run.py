@@ -83,6 +83,13 @@ class Run:
         folders = self.logged(r"^run folder (.*)$")
         return self.folder / folders[-1] if folders else None
 
+    def foreign_result(self):
+        """A line that says so where the results file is of another command, else nothing."""
+        if self.output.exists():
+            made_by = re.search(r"command: (.*?), commit:", self.output.read_text().splitlines()[0])[1]
+            if made_by != self.command:
+                yield f"{self.label}: expected a result of `{self.command}`, got one of `{made_by}` in {self.output}"
+
     def check_command(self):
         for command in self.logged(r"^# command: (.*), commit: "):
             if command != self.command:
@@ -128,13 +135,11 @@ def all_runs(args):
 
 def still_to_do(runs):
     """Those without a results file; a finished run without one is collected here."""
-    left = []
+    runs, left = list(runs), []
+    if foreign := [line for run in runs for line in run.foreign_result()]:
+        sys.exit("\n".join([*foreign, "use another --name, or move the files away"]))
     for run in runs:
         if run.output.exists():
-            made_by = re.search(r"command: (.*?), commit:", run.output.read_text().splitlines()[0])[1]
-            if made_by != run.command:
-                expected = f"{run.label}: expected a result of `{run.command}`, got one of `{made_by}` in {run.output}"
-                sys.exit(f"{expected}: use another --name, or move the file away")
             print(f"{run.label}: skipped, {run.output.name} exists")
             continue
         run.check_command()

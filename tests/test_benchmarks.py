@@ -44,7 +44,9 @@ def test_scripts_and_seeds_are_run_collected_and_then_skipped(tmp_path):
     assert f"{names[0]}: collected" in run(tmp_path, *flags) and (tmp_path / f"{names[0]}.csv").exists()
     # other flags under the same name are refused, where there is a result and where there is only a run
     other = [*flags[:-1], f"--flags={TINY} --total-timesteps 96"]
-    assert "use another --name, or move the file away" in run(tmp_path, *other, expect=1)
+    refused = run(tmp_path, *other, expect=1)
+    assert all(f"{name}: expected a result of" in refused for name in names)
+    assert "use another --name, or move the files away" in refused
     (tmp_path / f"{names[0]}.csv").unlink()
     assert "use another --name" in run(tmp_path, *other, expect=1)
 

@@ -1,5 +1,6 @@
 """Data-parallel training: two processes on one machine do what one process does with all environments."""
 
+import contextlib
 import csv
 import os
 import re
@@ -19,8 +20,8 @@ SIZES = {name: f"{SIZES} --num-minibatches 2" for name in SCRIPTS} | {
     "sac": f"{SIZES} --num-updates 2 --batch-size 16 --learning-starts 64"
 }
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-# runs a script, then leaves the weights and learning rates of all its optimisers in rank0.pt and rank1.pt
 CHILDREN = "/proc/{0}/task/{0}/children"  # of Linux
+# runs a script, then leaves the weights and learning rates of all its optimisers in rank0.pt and rank1.pt
 WATCHED = """
 import os, runpy, sys, torch
 optimizers, create = [], torch.optim.AdamW.__init__
@@ -45,8 +46,8 @@ STARTED = []
 def no_process_outlives_its_test():
     yield
     while STARTED:
-        if (process := STARTED.pop()).poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the launcher and its processes have ended
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 def start(cwd, *command, processes=2):
