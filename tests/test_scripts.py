@@ -254,15 +254,16 @@ def test_flags_of_the_ablations(tmp_path):
 @pytest.mark.parametrize("script", ("rpo", "shac", "sapo"))
 def test_long_rows_of_the_action_gradient_are_shortened(tmp_path, script):
     norms = {}
-    for limit in (None, 1e9, 0.01):
+    for limit in (None, 1e9, 0.01) if script == "rpo" else (0.01,):
         folder = tmp_path / str(limit)
         folder.mkdir()
         flags = ["--max-action-grad-norm", limit] if limit else []
         run(folder, *tiny(script), "--total-timesteps", 64, *flags, script=script)
         norms[limit] = [float(row["action_grad_norm"]) for row in metrics(run_dir(folder))[:2]]
-    assert norms[1e9] == norms[None]  # the second row after an update: a limit that nothing reaches changes no bit
     # all rows of a tiny rollout are longer than 0.01 in the first iteration: their mean length is that of each
-    assert norms[None][0] > 0.1 and norms[0.01][0] == pytest.approx(0.01, rel=1e-5)
+    assert norms[0.01][0] == pytest.approx(0.01, rel=1e-5)
+    if script == "rpo":  # the second row after an update: a limit that nothing reaches changes no bit
+        assert norms[1e9] == norms[None] and norms[None][0] > 0.1
 
 
 COMPILED = """
