@@ -13,6 +13,8 @@ from envs.ant import Ant
 from envs.anymal import Anymal
 from envs.cartpole import Cartpole
 from envs.cheetah import Cheetah
+from envs.command_line import load_checkpoint, parse_args
+from envs.evaluate import evaluate
 from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
 from envs.humanoid import Humanoid

@@ -1,0 +1,97 @@
+"""The command line of the training scripts: flags, those of a resumed run, the task's defaults, and what is refused.
+
+    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__)
+
+Whatever is wrong with a flag is said here, in one sentence that names it, before anything is created; exit code 2.
+"""
+
+import math
+import os
+import sys
+
+import torch
+import tyro
+
+# smallest and largest values by a flag's name; other whole numbers are 1 or more, other numbers 0 or more
+LIMITS = {
+    "seed": (0, 2**32 - 1),
+    "eval_freq": (0, 10**9),
+    "num_eval_envs": (1, 10**6),
+    "num_envs": (1, 10**7),
+    "total_timesteps": (1, 10**12),
+    "gamma": (0.0, 1.0),
+    "td_lambda": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+}
+LEARNING_RATE = (1e-12, 1.0)
+# flags on which the state of a run depends: beside --checkpoint they have to be those of the run
+FIXED = ("env_id", "exp_name", "num_envs", "num_steps")
+
+
+def parse_args(Args, task_defaults, script, **limits):
+    """The flags as an `Args`, and the checkpoint to continue from or None.
+
+    Args: the script's dataclass of flags.  One that is None takes the value of task_defaults[env_id].  Its fields
+    batch_size and num_iterations are filled in.  limits: (smallest, largest) for flags of this script.
+    """
+    args, checkpoint = tyro.cli(Args), None
+    if args.checkpoint is not None:
+        try:
+            checkpoint = load_checkpoint(args.checkpoint, os.path.basename(script))
+            default = Args(**checkpoint["args"])
+        except (TypeError, ValueError) as error:
+            refuse("checkpoint", error)
+        args = tyro.cli(Args, default=default)  # what is given again wins
+        for name in FIXED:
+            if getattr(args, name) != getattr(default, name):
+                refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {getattr(args, name)}")
+    for name, value in task_defaults[args.env_id].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    _check_numbers(args, LIMITS | limits)
+    _check_run(args)
+    args.batch_size = args.num_envs * args.num_steps
+    args.num_iterations = args.total_timesteps // args.batch_size
+    if args.num_iterations < 1:
+        refuse("total_timesteps", f"expected a rollout of {args.batch_size} or more, got {args.total_timesteps}")
+    return args, checkpoint
+
+
+def load_checkpoint(path, script=None):
+    """The content of a checkpoint.pt, a dictionary. Raises ValueError if it is not one, or not one of `script`."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        written_by = checkpoint["script"]
+    except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"expected a checkpoint.pt of a training script, got {path!r} ({reason})") from error
+    if script not in (None, written_by):
+        raise ValueError(f"expected a checkpoint.pt of {script}, got {path!r}, written by {written_by}")
+    return checkpoint
+
+
+def refuse(name, reason):
+    """End the script with a sentence about a flag."""
+    print(f"error: --{name.replace('_', '-')}: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _check_numbers(args, limits):
+    for name, value in vars(args).items():
+        if type(value) not in (int, float) or name in ("batch_size", "num_iterations"):
+            continue
+        low, high = limits.get(name, (1, 10**9) if type(value) is int else (0.0, math.inf))
+        if name.endswith("learning_rate"):
+            low, high = LEARNING_RATE
+        if not low <= value <= high:  # NaN is outside
+            refuse(name, f"expected {low} to {high}, got {value}")
+
+
+def _check_run(args):
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if args.num_envs % num_processes:
+        refuse("num_envs", f"expected a multiple of the {num_processes} processes, got {args.num_envs}")
+    if not args.exp_name or "/" in args.exp_name:
+        refuse("exp_name", f"expected a name without a slash, got {args.exp_name!r}")
+    if args.eval_only and args.checkpoint is None:
+        refuse("eval_only", "expected --checkpoint beside it, the run to evaluate, got none")
