@@ -333,6 +333,8 @@ def evaluate(actor, normalizer, args, video):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__)
+    args.batch_size = args.num_envs * args.num_steps
+    args.num_iterations = args.total_timesteps // args.batch_size
     run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = os.path.dirname(os.path.abspath(args.checkpoint)) if checkpoint else run_dir
     use_cuda = args.cuda and torch.cuda.is_available()

@@ -19,6 +19,8 @@ LIMITS = {
     "num_eval_envs": (1, 10**6),
     "num_envs": (1, 10**7),
     "total_timesteps": (1, 10**12),
+    "batch_size": (0, 10**9),  # where it is filled in later
+    "num_iterations": (0, 10**9),
     "gamma": (0.0, 1.0),
     "td_lambda": (0.0, 1.0),
     "gae_lambda": (0.0, 1.0),
@@ -31,8 +33,8 @@ FIXED = ("env_id", "exp_name", "num_envs", "num_steps")
 def parse_args(Args, task_defaults, script, **limits):
     """The flags as an `Args`, and the checkpoint to continue from or None.
 
-    Args: the script's dataclass of flags.  One that is None takes the value of task_defaults[env_id].  Its fields
-    batch_size and num_iterations are filled in.  limits: (smallest, largest) for flags of this script.
+    Args: the script's dataclass of flags; one that is None takes the value of task_defaults[env_id].
+    limits: (smallest, largest) for numbers of this script, where LIMITS does not fit.
     """
     args, checkpoint = tyro.cli(Args), None
     if args.checkpoint is not None:
@@ -50,10 +52,6 @@ def parse_args(Args, task_defaults, script, **limits):
             setattr(args, name, value)
     _check_numbers(args, LIMITS | limits)
     _check_run(args)
-    args.batch_size = args.num_envs * args.num_steps
-    args.num_iterations = args.total_timesteps // args.batch_size
-    if args.num_iterations < 1:
-        refuse("total_timesteps", f"expected a rollout of {args.batch_size} or more, got {args.total_timesteps}")
     return args, checkpoint
 
 
@@ -78,17 +76,18 @@ def refuse(name, reason):
 
 def _check_numbers(args, limits):
     for name, value in vars(args).items():
-        if type(value) not in (int, float) or name in ("batch_size", "num_iterations"):
-            continue
         low, high = limits.get(name, (1, 10**9) if type(value) is int else (0.0, math.inf))
         if name.endswith("learning_rate"):
             low, high = LEARNING_RATE
-        if not low <= value <= high:  # NaN is outside
+        if type(value) in (int, float) and not low <= value <= high:  # NaN is outside
             refuse(name, f"expected {low} to {high}, got {value}")
 
 
 def _check_run(args):
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if args.total_timesteps < args.num_envs * args.num_steps:
+        rollout = f"{args.num_envs} environments x {args.num_steps} steps"
+        refuse("total_timesteps", f"expected one rollout ({rollout}) or more, got {args.total_timesteps}")
     if args.num_envs % num_processes:
         refuse("num_envs", f"expected a multiple of the {num_processes} processes, got {args.num_envs}")
     if not args.exp_name or "/" in args.exp_name:
