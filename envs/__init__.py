@@ -20,6 +20,8 @@ from envs.hopper import Hopper
 from envs.humanoid import Humanoid
 from envs.vector_env import VectorEnv
 
+__all__ = ["ENV_IDS", "VectorEnv", "evaluate", "load_checkpoint", "make", "parse_args"]
+
 _TASKS = {
     "hopper": Hopper,
     "ant": Ant,
