@@ -108,7 +108,7 @@ class Args:
     max_grad_norm: float = 0.5
     """the gradients of the actor and of the critics are scaled down to this norm"""
     max_action_grad_norm: float = math.inf
-    """grad_u R of a single action is scaled down to this norm (not in the paper)"""
+    """the gradient of R with respect to a single action is scaled down to this norm (not in the paper)"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -207,6 +207,12 @@ def squashed_entropy(mean, log_std):
     return (entropy + half) / (2.0 * half)
 
 
+def limit_rows(grads, max_norm):
+    """Scale rows (..., A) down to norm max_norm. Rows that are not finite become 0: nothing is learned from them."""
+    norms = grads.norm(dim=-1, keepdim=True)
+    return torch.where(norms.isfinite(), grads * (max_norm / norms).clamp(max=1.0), 0.0)
+
+
 def rollout(env, actor, critic, normalizer, args):
     """H steps of every environment, with the graph of autograd from every action to every later reward.
 
@@ -251,12 +257,6 @@ def action_gradients(returns, us):
     the weights of the actor and the critics.
     """
     return torch.stack(torch.autograd.grad(returns.sum(), us))  # environments are independent: the sum mixes nothing
-
-
-def limit_rows(grads, max_norm):
-    """Scale rows (..., A) down to norm max_norm. Rows that are not finite become 0: nothing is learned from them."""
-    norms = grads.norm(dim=-1, keepdim=True)
-    return torch.where(norms.isfinite(), grads * (max_norm / norms).clamp(max=1.0), 0.0)
 
 
 def log_ratio(u, mean, log_std, old_mean, old_log_std):
@@ -312,7 +312,7 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (eq. 15)."""
+    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (RPO, eq. 15)."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
@@ -357,7 +357,7 @@ if __name__ == "__main__":
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
-    # betas and weight decay as in the code of SAPO, on which the paper builds
+    # betas and weight decay as in the code of SAPO, on which the RPO paper builds
     adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
@@ -418,7 +418,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         data["action_grads"] = limit_rows(action_grads, args.max_action_grad_norm)
 
-        # only now: within a rollout the normalisation must not change, or the ratio would not start at 1
+        # only now: within an iteration the policy and the critics must see one and the same normalisation
         for raw_obs in data.pop("raw_obs"):
             normalizer.update(raw_obs)
 

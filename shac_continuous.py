@@ -218,7 +218,7 @@ def rollout(env, actor, critic, normalizer, args):
         step |= {"next_values": values.amin(-1), "ends": end, "dones": done}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
 
-    # data carries no gradient: the critics learn from numbers, and the policy from R alone
+    # data carries no gradient: whatever is learned from it reaches only the current policy and critics
     data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
     return data | {"raw_obs": torch.stack(raw_obs).detach()}, returns, action_grads
 
@@ -248,7 +248,7 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics."""
+    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (RPO, eq. 15)."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
@@ -358,7 +358,7 @@ if __name__ == "__main__":
         actor_optimizer.step()
         action_grads = torch.stack(action_grads) * len(data["obs"]) * env.num_envs  # of R
 
-        # only now: within a rollout the normalisation must not change
+        # only now: within an iteration the policy and the critics must see one and the same normalisation
         for raw_obs in data.pop("raw_obs"):
             normalizer.update(raw_obs)
 

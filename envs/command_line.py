@@ -33,23 +33,22 @@ FIXED = ("env_id", "exp_name", "num_envs", "num_steps")
 def parse_args(Args, task_defaults, script, **limits):
     """The flags as an `Args`, and the checkpoint to continue from or None.
 
-    Args: the script's dataclass of flags; one that is None takes the value of task_defaults[env_id].
+    Args: the script's dataclass of flags.  What is not given on the command line is that of the checkpoint or, without
+    one, of task_defaults[env_id], a dictionary; else the default in the dataclass.
     limits: (smallest, largest) for numbers of this script, where LIMITS does not fit.
     """
     args, checkpoint = tyro.cli(Args), None
+    default = Args(**{"env_id": args.env_id} | task_defaults[args.env_id])
     if args.checkpoint is not None:
         try:
             checkpoint = load_checkpoint(args.checkpoint, os.path.basename(script))
             default = Args(**checkpoint["args"])
         except (TypeError, ValueError) as error:
             refuse("checkpoint", error)
-        args = tyro.cli(Args, default=default)  # what is given again wins
-        for name in FIXED:
-            if getattr(args, name) != getattr(default, name):
-                refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {getattr(args, name)}")
-    for name, value in task_defaults[args.env_id].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    args = tyro.cli(Args, default=default)
+    for name in FIXED if checkpoint else ():
+        if getattr(args, name) != getattr(default, name):
+            refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {getattr(args, name)}")
     _check_numbers(args, LIMITS | limits)
     _check_run(args)
     return args, checkpoint
