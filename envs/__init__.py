@@ -1,10 +1,9 @@
 """Differentiable robot simulators: `env = envs.make("hopper", num_envs=1024)`; ids in `ENV_IDS`.
 
 The environments follow gymnasium's VectorEnv with automatic reset in the same step, with torch tensors in place of
-numpy arrays: see vector_env.py.  The physics: articulation.py (robots as data), kinematics.py, forces.py,
-body_contact.py, mass_matrix.py, integrate.py, reference_point.py, and simulator.py and substeps.py (one step, forward
-and backward).  Tasks share quaternion.py and, where a robot floats, floating_base.py; shapes.py, render.py and
-viewer.py make the pictures.
+numpy arrays: see vector_env.py.  A task is one file: hopper.py, ant.py, ...  Tasks share quaternion.py and, where a
+robot floats, floating_base.py; render.py and viewer.py make the pictures.  The robots are simulated in physics/, which
+knows nothing of tasks.
 """
 
 import difflib

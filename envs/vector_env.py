@@ -9,8 +9,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from envs.physics import Simulator, resolve_device
 from envs.render import Renderer
-from envs.simulator import Simulator, resolve_device
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
@@ -22,7 +22,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
     num_threads: of the simulator on the CPU, at most one per 16 environments (default: torch's number of threads).
 
-    joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of articulation.py.
+    joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of physics/articulation.py.
     Wrong arguments raise ValueError or TypeError with the name of the argument, what was expected and what came.
 
     A task is a subclass with the class attributes below and the six methods that follow __init__.  One with a goal that
@@ -209,7 +209,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def set_state(self, joint_q, joint_qd):
         """Put the environments into copies of the given state (N, nq), (N, nv), keeping the gradients of these tensors.
 
-        Episode lengths and returns go on. Layout: articulation.py; the quaternion of a free joint has unit length.
+        Episode lengths and returns go on. The layout is that of physics/articulation.py; the quaternion of a free joint
+        has unit length.
         """
         self._check_usable()
         self._check_tensor("joint_q", joint_q, self.articulation.num_coords)
