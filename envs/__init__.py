@@ -1,10 +1,10 @@
 """Differentiable robot simulators: `env = envs.make("hopper", num_envs=1024)`; ids in `ENV_IDS`.
 
 The environments follow gymnasium's VectorEnv with automatic reset in the same step, with torch tensors in place of
-numpy arrays: see vector_env.py.  The physics: articulation.py (robots as data), kinematics.py, forces.py,
-body_contact.py, mass_matrix.py, integrate.py, reference_point.py, and simulator.py and substeps.py (one step, forward
-and backward).  Tasks share quaternion.py and, where a robot floats, floating_base.py; shapes.py, render.py and
-viewer.py make the pictures.
+numpy arrays: see vector_env.py.  A task is one file: hopper.py, ant.py, ...  Tasks share quaternion.py and, where a
+robot floats, floating_base.py.  The robots are simulated in physics/, which knows nothing of tasks.  evaluate.py says
+how good a policy is, checkpoint.py loads that of a training script, command_line.py reads the scripts' flags, render.py
+and viewer.py make the pictures.
 """
 
 import difflib
@@ -12,17 +12,18 @@ import difflib
 from envs.ant import Ant
 from envs.anymal import Anymal
 from envs.cartpole import Cartpole
+from envs.checkpoint import load_policy
 from envs.cheetah import Cheetah
-from envs.command_line import load_checkpoint, parse_args
+from envs.command_line import parse_args
 from envs.evaluate import evaluate
 from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
 from envs.humanoid import Humanoid
 from envs.vector_env import VectorEnv
 
-__all__ = ["ENV_IDS", "VectorEnv", "evaluate", "load_checkpoint", "make", "parse_args"]
+__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make", "parse_args"]
 
-_TASKS = {
+TASKS = {
     "hopper": Hopper,
     "ant": Ant,
     "anymal": Anymal,
@@ -31,12 +32,12 @@ _TASKS = {
     "cartpole": Cartpole,
     "hand_reorient": HandReorient,
 }
-ENV_IDS = tuple(_TASKS)
+ENV_IDS = tuple(TASKS)
 
 
 def make(env_id: str, num_envs: int = 1, device="cpu", seed: int = 1, **options) -> VectorEnv:
     """Create the environment `env_id`; further options: see VectorEnv. Raises ValueError for an unknown id."""
-    if env_id not in _TASKS:
+    if env_id not in TASKS:
         near = difflib.get_close_matches(str(env_id), ENV_IDS, n=1, cutoff=0.0)[0]
         raise ValueError(f"env_id: expected one of {', '.join(ENV_IDS)}, got {env_id!r}; did you mean {near!r}?")
-    return _TASKS[env_id](num_envs, device=device, seed=seed, **options)
+    return TASKS[env_id](num_envs, device=device, seed=seed, **options)

@@ -23,9 +23,8 @@ x and y.
 
 from math import radians
 
-from envs.articulation import FREE, REVOLUTE, Articulation, Link
 from envs.floating_base import FloatingBase
-from envs.shapes import Capsule, end_contacts
+from envs.physics import FREE, REVOLUTE, Articulation, Capsule, Link, end_contacts
 
 TORSO_INERTIA = (1.996884963, 0.08521117696, 0, 0.08521117696, 2.176694637, 0, 0, 0, 2.7171431)
 TORSO = Link("torso", parent=-1, joint=FREE, mass=96.77604993, inertia=TORSO_INERTIA)

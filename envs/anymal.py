@@ -23,9 +23,8 @@ into which it sinks by about 4.6 cm. DFlex loads 76 links, 63 of them fixed; her
 move, with the same dynamics.
 """
 
-from envs.articulation import FREE, REVOLUTE, Articulation, Link
 from envs.floating_base import FloatingBase
-from envs.shapes import Capsule, end_contacts
+from envs.physics import FREE, REVOLUTE, Articulation, Capsule, Link, end_contacts
 
 BASE = Link("base", parent=-1, joint=FREE, mass=27.75073511, inertia=(0.1345648853, 1.886984537, 1.886984537))
 BODY = Capsule(link=0, start=(-0.375, 0, 0), end=(0.375, 0, 0), radius=0.1)

@@ -25,8 +25,7 @@ import math
 import torch
 from torch.nn.functional import pad
 
-from envs.articulation import FIXED, PRISMATIC, REVOLUTE, Z_UP, Articulation, Link
-from envs.shapes import Box
+from envs.physics import FIXED, PRISMATIC, REVOLUTE, Z_UP, Articulation, Box, Link
 from envs.vector_env import VectorEnv
 
 JOINT = {"armature": 0.1, "limit_stiffness": 100.0, "limit_damping": 1.0}

@@ -28,8 +28,7 @@ carry an armature of 0.1; and of the inertia of a shape that is turned in its li
 import torch
 from torch.nn.functional import pad
 
-from envs.articulation import PRISMATIC, REVOLUTE, Z_UP, Articulation, Link
-from envs.shapes import Capsule, end_contacts
+from envs.physics import PRISMATIC, REVOLUTE, Z_UP, Articulation, Capsule, Link, end_contacts
 from envs.vector_env import VectorEnv
 
 ROOT = {"armature": 0.1}

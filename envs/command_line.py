@@ -9,8 +9,9 @@ import math
 import os
 import sys
 
-import torch
 import tyro
+
+from envs.checkpoint import load_checkpoint
 
 # smallest and largest values by a flag's name; other whole numbers are 1 or more, other numbers 0 or more
 LIMITS = {
@@ -52,19 +53,6 @@ def parse_args(Args, task_defaults, script, **limits):
     _check_numbers(args, LIMITS | limits)
     _check_run(args)
     return args, checkpoint
-
-
-def load_checkpoint(path, script=None):
-    """The content of a checkpoint.pt, a dictionary. Raises ValueError if it is not one, or not one of `script`."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        written_by = checkpoint["script"]
-    except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"expected a checkpoint.pt of a training script, got {path!r} ({reason})") from error
-    if script not in (None, written_by):
-        raise ValueError(f"expected a checkpoint.pt of {script}, got {path!r}, written by {written_by}")
-    return checkpoint
 
 
 def refuse(name, reason):

@@ -27,7 +27,7 @@ import math
 import torch
 from torch.nn.functional import normalize, pad
 
-from envs.articulation import Z_UP
+from envs.physics import Z_UP
 from envs.quaternion import product
 from envs.vector_env import VectorEnv
 

@@ -46,9 +46,8 @@ import math
 import torch
 from torch.nn.functional import pad
 
-from envs.articulation import FIXED, FREE, REVOLUTE, Articulation, Link
+from envs.physics import FIXED, FREE, REVOLUTE, Articulation, Box, Capsule, Link, contact_pair
 from envs.quaternion import about_axis, inverse, product
-from envs.shapes import Box, Capsule, contact_pair
 from envs.vector_env import VectorEnv
 
 JOINT = {

@@ -26,8 +26,7 @@ Reset: every coordinate and every velocity uniform in +-0.05.
 import torch
 from torch.nn.functional import pad
 
-from envs.articulation import PRISMATIC, REVOLUTE, Z_UP, Articulation, Link
-from envs.shapes import Capsule, end_contacts
+from envs.physics import PRISMATIC, REVOLUTE, Z_UP, Articulation, Capsule, Link, end_contacts
 from envs.vector_env import VectorEnv
 
 LINKS = [

@@ -29,9 +29,8 @@ from math import radians
 
 import torch
 
-from envs.articulation import FREE, REVOLUTE, Articulation, Link
 from envs.floating_base import FloatingBase
-from envs.shapes import Capsule, end_contacts
+from envs.physics import FREE, REVOLUTE, Articulation, Capsule, Link, end_contacts
 
 GROUND = {"stiffness": 2.0e4, "damping": 2.0e3, "friction_stiffness": 1.0e3, "friction": 0.75}
 

@@ -1,8 +1,8 @@
 """A picture of one robot, by one ray per pixel: capsules, spheres and boxes on a checkered ground, with a shadow.
 
-Needs no display and no OpenGL, and is the same on the CPU and on CUDA.  It shows the shapes of shapes.py; the camera
-stands at the robot's right-hand side and moves along with the link of the first shape.  Pictures are y up: a world with
-gravity along -z is turned.
+Needs no display and no OpenGL, and is the same on the CPU and on CUDA.  It shows the shapes of the articulation; the
+camera stands at the robot's right-hand side and moves along with the link of the first shape.  Pictures are y up: a
+world with gravity along -z is turned.
 """
 
 from dataclasses import replace
@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import warp as wp
 
-from envs.articulation import Z_UP, build_model
-from envs.kinematics import forward_kinematics
-from envs.shapes import Box
+from envs.physics import Z_UP, Box
+from envs.physics.kinematics import forward_kinematics
+from envs.physics.model import build_model
 
 wp.set_module_options({"enable_backward": False})  # nobody differentiates a picture
 
@@ -241,7 +241,7 @@ def color_of(shape):
 
 
 def _shape(shape):
-    """A shape of shapes.py as the kernel reads it."""
+    """A shape of the articulation as the kernel reads it."""
     result = Shape()
     result.link, result.is_box = shape.link, isinstance(shape, Box)
     result.color = wp.vec3(*color_of(shape))

@@ -9,8 +9,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from envs.physics import Simulator, resolve_device
 from envs.render import Renderer
-from envs.simulator import Simulator, resolve_device
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
@@ -22,7 +22,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
     num_threads: of the simulator on the CPU, at most one per 16 environments (default: torch's number of threads).
 
-    joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of articulation.py.
+    joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of physics/articulation.py.
     Wrong arguments raise ValueError or TypeError with the name of the argument, what was expected and what came.
 
     A task is a subclass with the class attributes below and the six methods that follow __init__.  One with a goal that
@@ -42,12 +42,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
 
     def __init__(self, num_envs, device="cpu", seed=1, max_episode_steps=None, stochastic_reset=True, num_threads=None):
-        self.num_envs = _whole_number("num_envs", num_envs)
+        self.num_envs = whole_number("num_envs", num_envs)
         self.device = resolve_device(device)
         if max_episode_steps is not None:
-            self.max_episode_steps = _whole_number("max_episode_steps", max_episode_steps)
+            self.max_episode_steps = whole_number("max_episode_steps", max_episode_steps)
         if num_threads is not None:
-            _whole_number("num_threads", num_threads)
+            whole_number("num_threads", num_threads)
         self.stochastic_reset = stochastic_reset
         fps = round(1.0 / self.dt)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": fps}
@@ -55,7 +55,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.generator = torch.Generator(self.device).manual_seed(_whole_number("seed", seed, at_least=0))
+        self.generator = torch.Generator(self.device).manual_seed(whole_number("seed", seed, at_least=0))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
         self.joint_q = self.joint_qd = self.renderer = None
@@ -104,7 +104,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         seed restarts the generator; there are no options. The count of diverged environments begins again at 0.
         """
         if seed is not None:
-            self.generator.manual_seed(_whole_number("seed", seed, at_least=0))
+            self.generator.manual_seed(whole_number("seed", seed, at_least=0))
         noise = self._reset_noise()
         self.joint_q, self.joint_qd = self._new_state(noise)
         if self.num_goal > 0:
@@ -209,7 +209,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def set_state(self, joint_q, joint_qd):
         """Put the environments into copies of the given state (N, nq), (N, nv), keeping the gradients of these tensors.
 
-        Episode lengths and returns go on. Layout: articulation.py; the quaternion of a free joint has unit length.
+        Episode lengths and returns go on. The layout is that of physics/articulation.py; the quaternion of a free joint
+        has unit length.
         """
         self._check_usable()
         self._check_tensor("joint_q", joint_q, self.articulation.num_coords)
@@ -242,7 +243,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def render(self, index=0):
         """A picture of environment `index` in its current state, uint8 (240, 320, 3) numpy, without a display."""
         self._check_usable()
-        if _whole_number("index", index, at_least=0) >= self.num_envs:
+        if whole_number("index", index, at_least=0) >= self.num_envs:
             raise ValueError(f"index: expected a whole number below {self.num_envs}, got {index}")
         if self.renderer is None:
             view = {"look_at_height": self.camera_height, "distance": self.camera_distance}
@@ -294,7 +295,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise ValueError(f"{name}: expected a tensor on {self.device}, got one on {x.device}")
 
 
-def _whole_number(name, value, at_least=1):
+def whole_number(name, value, at_least=1):
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
     return value

@@ -26,10 +26,10 @@ import tyro
 import warp as wp
 
 import envs
-from envs.articulation import build_model
-from envs.kinematics import forward_kinematics
+from envs.physics import Box
+from envs.physics.kinematics import forward_kinematics
+from envs.physics.model import build_model
 from envs.render import HALF_HEIGHT_OF_VIEW, TILES, VIEW, color_of
-from envs.shapes import Box
 
 ROOT = Path(__file__).parent.parent  # where the scripts are
 EVERY = 2  # steps per frame, as in the scripts' videos

@@ -15,12 +15,11 @@ import warp as wp
 from torch.nn.functional import normalize
 
 import envs
-from envs.articulation import FIXED, FREE, REVOLUTE, Articulation, Link, build_model
 from envs.hand_reorient import CONTACT, CUBE_LINK, HALF, HandReorient
-from envs.mass_matrix import composite_inertias, mass_matrix
-from envs.shapes import Box, Capsule, contact_pair
-from envs.simulator import Simulator
-from envs.substeps import Substeps
+from envs.physics import FIXED, FREE, REVOLUTE, Articulation, Box, Capsule, Link, Simulator, contact_pair
+from envs.physics.mass_matrix import composite_inertias, mass_matrix
+from envs.physics.model import build_model
+from envs.physics.substeps import Substeps
 
 HAND = HandReorient.articulation
 UP = torch.tensor([0.0, 0.0, 0.0, 1.0])
@@ -458,7 +457,7 @@ def test_gradients_are_finite_in_random_states():
 def test_backward_twice_and_steps_that_are_run_again_give_the_same(monkeypatch):
     grads = []
     for kept in (32, 1):
-        monkeypatch.setattr("envs.simulator.KEPT_STEPS", kept)
+        monkeypatch.setattr("envs.physics.simulator.KEPT_STEPS", kept)
         env = make(seed=2)
         start(env, *(x.repeat(4, 1) for x in pushing_fingers(1.0)))
         actions = torch.full((4, 4, 16), 0.1, requires_grad=True)

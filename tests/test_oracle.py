@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from envs.anymal import Anymal
-from envs.articulation import FIXED, FREE, PRISMATIC, REVOLUTE, Articulation, ContactPoint, Link
 from envs.hand_reorient import HandReorient
-from envs.simulator import Simulator
+from envs.physics import FIXED, FREE, PRISMATIC, REVOLUTE, Articulation, ContactPoint, Link, Simulator
 
 mujoco = pytest.importorskip("mujoco")
 

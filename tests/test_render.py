@@ -5,9 +5,8 @@ import pytest
 import torch
 
 import envs
-from envs.articulation import FREE, Articulation, Link
+from envs.physics import FREE, Articulation, Box, Capsule, Link
 from envs.render import HALF_HEIGHT_OF_VIEW, HAZE, PALETTE, SKY, TO_LIGHT, VIEW, Renderer
-from envs.shapes import Box, Capsule
 
 AT_REST = [0.0, 0.0, 0.0, 1.0]  # no rotation
 DISTANCE, HEIGHT = 4.0, 0.5

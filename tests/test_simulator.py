@@ -14,10 +14,9 @@ from torch.nn.functional import normalize
 
 import envs
 from envs import Ant, Anymal, Cartpole, Cheetah, Hopper, Humanoid
-from envs.articulation import PRISMATIC, REVOLUTE, Z_UP
 from envs.floating_base import FloatingBase
-from envs.simulator import Simulator
-from envs.substeps import Substeps
+from envs.physics import PRISMATIC, REVOLUTE, Z_UP, Simulator
+from envs.physics.substeps import Substeps
 
 TASKS = {
     "hopper": Hopper,
@@ -435,7 +434,7 @@ def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits
     # after eight steps of the 112 over which the buffers are made
     assert simulator.max_kept == 32 and len(simulator.kept) == 6 and expected.abs().sum() > 0.0
     for name, value in limits.items():
-        monkeypatch.setattr(f"envs.simulator.{name}", value)
+        monkeypatch.setattr(f"envs.physics.simulator.{name}", value)
     grad, simulator = rollout(2)
     assert len(simulator.kept) == min(6, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
     assert torch.equal(grad, expected)

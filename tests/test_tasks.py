@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import envs
-from envs.articulation import Z_UP
 from envs.floating_base import FloatingBase
+from envs.physics import Z_UP
 
 FLOATING = ("ant", "anymal", "humanoid")
 

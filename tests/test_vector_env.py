@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 import envs
 from envs.floating_base import FloatingBase
 from envs.hopper import Hopper
-from envs.simulator import resolve_device
+from envs.physics import resolve_device
 
 
 def make(num_envs=4, **options):

@@ -21,9 +21,8 @@ import zstandard
 
 import envs
 from envs import viewer
-from envs.articulation import FREE, Articulation, Link
+from envs.physics import FREE, Articulation, Box, Capsule, Link
 from envs.render import VIEW
-from envs.shapes import Box, Capsule
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_continuous.py"))

@@ -5,8 +5,8 @@ And the test whether the result has blown up: a coordinate or velocity beyond 1e
 
 import warp as wp
 
-from envs.articulation import Model
-from envs.kinematics import JOINT_FREE, JOINT_PRISMATIC, JOINT_REVOLUTE
+from envs.physics.articulation import FREE, PRISMATIC, REVOLUTE
+from envs.physics.model import Model
 
 DIVERGED = wp.constant(1.0e6)
 
@@ -51,9 +51,9 @@ def integrate_position(
     kind = model.joint_type[i]
     q = model.q_start[i]
     d = model.qd_start[i]
-    if kind == JOINT_PRISMATIC or kind == JOINT_REVOLUTE:
+    if kind == PRISMATIC or kind == REVOLUTE:
         joint_q_out[env, q] = joint_q[env, q] + h * joint_qd[env, d]
-    if kind == JOINT_FREE:
+    if kind == FREE:
         # the body's own origin moves with v + w x p
         p = vec3_at(joint_q, env, q)
         w = vec3_at(joint_qd, env, d)

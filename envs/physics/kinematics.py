@@ -7,11 +7,8 @@ transformed between links: a twist is the sum of the joint twists from the root 
 
 import warp as wp
 
-from envs.articulation import FREE, PRISMATIC, REVOLUTE, Model
-
-JOINT_PRISMATIC = wp.constant(PRISMATIC)
-JOINT_REVOLUTE = wp.constant(REVOLUTE)
-JOINT_FREE = wp.constant(FREE)
+from envs.physics.articulation import FREE, PRISMATIC, REVOLUTE
+from envs.physics.model import Model
 
 
 @wp.func
@@ -31,11 +28,11 @@ def joint_transform(model: Model, link: int, joint_q: wp.array2d[float], env: in
     start = model.q_start[link]
     axis = model.joint_axis[link]
     X = wp.transform_identity()
-    if kind == JOINT_PRISMATIC:
+    if kind == PRISMATIC:
         X = wp.transform(axis * joint_q[env, start], wp.quat_identity())
-    if kind == JOINT_REVOLUTE:
+    if kind == REVOLUTE:
         X = wp.transform(wp.vec3(), wp.quat_from_axis_angle(axis, joint_q[env, start]))
-    if kind == JOINT_FREE:
+    if kind == FREE:
         X = wp.transform(
             wp.vec3(joint_q[env, start], joint_q[env, start + 1], joint_q[env, start + 2]),
             wp.quat(joint_q[env, start + 3], joint_q[env, start + 4], joint_q[env, start + 5], joint_q[env, start + 6]),
@@ -56,9 +53,9 @@ def motion_axis(model: Model, link: int, k: int, X_joint: wp.transform):
     """Column k of the joint's motion subspace S: the twist of the link per unit of this degree of freedom."""
     kind = model.joint_type[link]
     S = unit_twist(k)
-    if kind == JOINT_PRISMATIC:
+    if kind == PRISMATIC:
         S = wp.spatial_vector(wp.vec3(), wp.transform_vector(X_joint, model.joint_axis[link]))
-    if kind == JOINT_REVOLUTE:
+    if kind == REVOLUTE:
         a = wp.transform_vector(X_joint, model.joint_axis[link])
         S = wp.spatial_vector(a, wp.cross(wp.transform_get_translation(X_joint), a))
     return S

@@ -13,7 +13,7 @@ so the adjoint of a solve is one more solve with the same factors.
 
 import warp as wp
 
-from envs.articulation import Model
+from envs.physics.model import Model
 
 
 @wp.func

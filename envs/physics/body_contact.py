@@ -17,7 +17,7 @@ four of them whole and four upright ones as deep by half), and the branches of f
 
 import warp as wp
 
-from envs.articulation import PairModel
+from envs.physics.model import PairModel
 
 DAMPING_DEPTH = wp.constant(1.0e-3)  # m, where damping has its full strength
 SMALL = wp.constant(1.0e-7)  # m, below every length that means anything

@@ -11,7 +11,7 @@ c is a constant for the gradient: the choice of the reference point changes no p
 
 import warp as wp
 
-from envs.articulation import Model
+from envs.physics.model import Model
 
 
 @wp.kernel(enable_backward=False)

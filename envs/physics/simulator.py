@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import torch
 import warp as wp
 
-from envs.articulation import build_model, build_pair_model
-from envs.substeps import Substeps
+from envs.physics.model import build_model, build_pair_model
+from envs.physics.substeps import Substeps
 
 MIN_ENVS_PER_THREAD = 16
 KEPT_STEPS = 32

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import torch
 import warp as wp
 
-from envs.articulation import Articulation, Model, PairModel
-from envs.body_contact import find_touching, pair_wrenches, subtract_pair_wrenches
-from envs.forces import joint_forces, link_wrenches
-from envs.integrate import find_diverged, integrate_position, integrate_velocity
-from envs.kinematics import forward_kinematics
-from envs.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
-from envs.reference_point import choose_reference_point, move_origin_of_positions, move_origin_of_velocities
+from envs.physics.articulation import Articulation
+from envs.physics.body_contact import find_touching, pair_wrenches, subtract_pair_wrenches
+from envs.physics.forces import joint_forces, link_wrenches
+from envs.physics.integrate import find_diverged, integrate_position, integrate_velocity
+from envs.physics.kinematics import forward_kinematics
+from envs.physics.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
+from envs.physics.model import Model, PairModel
+from envs.physics.reference_point import choose_reference_point, move_origin_of_positions, move_origin_of_velocities
 
 
 @dataclass

@@ -16,7 +16,7 @@ the force has a kink there and the gradient is the one of the branch taken.
 
 import warp as wp
 
-from envs.articulation import Model
+from envs.physics.model import Model
 
 
 @wp.func

@@ -1,0 +1,42 @@
+"""Differentiable physics of robots: a robot as data in, one step of motion and its derivative out.
+
+articulation.py is what the author of a robot writes, model.py the same as the kernels read it.  One physical idea each:
+kinematics.py, forces.py, body_contact.py, mass_matrix.py, integrate.py, reference_point.py.  substeps.py puts them in
+order, one environment step forward and backward; simulator.py makes it one node of autograd's graph.  Nothing here
+knows of tasks, rewards or episodes.
+"""
+
+from envs.physics.articulation import (
+    FIXED,
+    FREE,
+    PRISMATIC,
+    REVOLUTE,
+    Z_UP,
+    Articulation,
+    Box,
+    Capsule,
+    ContactPair,
+    ContactPoint,
+    Link,
+    contact_pair,
+    end_contacts,
+)
+from envs.physics.simulator import Simulator, resolve_device
+
+__all__ = [
+    "FIXED",
+    "FREE",
+    "PRISMATIC",
+    "REVOLUTE",
+    "Z_UP",
+    "Articulation",
+    "Box",
+    "Capsule",
+    "ContactPair",
+    "ContactPoint",
+    "Link",
+    "Simulator",
+    "contact_pair",
+    "end_contacts",
+    "resolve_device",
+]
