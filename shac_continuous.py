@@ -170,7 +170,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -187,7 +187,7 @@ def rollout(env, actor, critic, normalizer, args):
     Returns the rollout as data, tensors (H, N, ...) without gradients; the returns R (N,) with their graph; and a list
     that the backward pass will fill with the gradients of the H actions u (N, A), the last one first.
     """
-    raw_obs = [env.detach()]  # the graph starts here: what came before belongs to the last rollout's gradient
+    raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
     returns, discount, action_grads, steps = 0.0, 1.0, [], []
     # the loss is - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
     max_norm = args.max_action_grad_norm / (args.num_steps * env.num_envs)
@@ -197,7 +197,7 @@ def rollout(env, actor, critic, normalizer, args):
         return limit_rows(grad, max_norm)
 
     for t in range(args.num_steps):
-        obs = normalizer(raw_obs[-1])
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         u = mean + log_std.exp() * torch.randn_like(mean)
         u.register_hook(on_backward)
@@ -213,14 +213,14 @@ def rollout(env, actor, critic, normalizer, args):
         returns = returns + discount * (reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
         discount = torch.where(done, 1.0, args.gamma * discount)
 
-        raw_obs.append(next_obs)
-        step = {"obs": obs, "mean": mean, "log_std": log_std, "rewards": reward}
-        step |= {"next_values": values.amin(-1), "ends": end, "dones": done}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std}
+        step |= {"rewards": reward, "next_values": values.amin(-1), "ends": end, "dones": done}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs = next_obs
 
     # data carries no gradient: whatever is learned from it reaches only the current policy and critics
     data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
-    return data | {"raw_obs": torch.stack(raw_obs).detach()}, returns, action_grads
+    return data, returns, action_grads
 
 
 def policy_loss(returns, args):
@@ -359,8 +359,7 @@ if __name__ == "__main__":
         action_grads = torch.stack(action_grads) * len(data["obs"]) * env.num_envs  # of R
 
         # only now: within an iteration the policy and the critics must see one and the same normalisation
-        for raw_obs in data.pop("raw_obs"):
-            normalizer.update(raw_obs)
+        normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
         rewards, next_values, ends = data["rewards"], data["next_values"], data["ends"]
