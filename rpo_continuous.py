@@ -220,33 +220,36 @@ def rollout(env, actor, critic, normalizer, args):
     on which R depends.
     """
     raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
-    returns, discount, us, steps = 0.0, 1.0, [], []
+    discount, us, steps = torch.ones_like(raw_obs[:, 0]), [], []
     for t in range(args.num_steps):
         obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         u = mean + log_std.exp() * torch.randn_like(mean)
-        next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-        soft_reward = reward + args.ent_coef * squashed_entropy(mean, log_std)
-
-        # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
-        values = torch.where(terminated[:, None], 0.0, critic(normalizer(infos["final_obs"])))
-        done = terminated | truncated
-        end = done | (t == args.num_steps - 1)
-
-        # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-        # with a new episode gamma^t starts again at 1
-        returns = returns + discount * (soft_reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
-        discount = torch.where(done, 1.0, args.gamma * discount)
-
         us.append(u)
+        next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
+        done = terminated | truncated
         step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std}
-        step |= {"u": u, "rewards": soft_reward, "next_values": values.mean(-1), "ends": end, "dones": done}
+        step |= {"u": u, "rewards": reward + args.ent_coef * squashed_entropy(mean, log_std), "discounts": discount}
+        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": done}
+        step |= {"ends": done | (t == args.num_steps - 1)}  # of an episode or of the rollout
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
-        raw_obs = next_obs
+        raw_obs, discount = next_obs, torch.where(done, 1.0, args.gamma * discount)
+    data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+    # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
+    final_obs = normalizer(data.pop("final_obs"))
+    with torch.no_grad():  # for the targets of the critics, which are numbers
+        data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).mean(-1))
+
+    # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
+    # with a new episode gamma^t starts again at 1.  Only these values have a gradient, to the last states
+    last = data["ends"] & ~data["terminated"]
+    values = torch.zeros_like(data["rewards"])
+    values[last] = critic(final_obs[last]).mean(-1)
+    returns = (data["discounts"] * (data["rewards"] + args.gamma * values)).sum(0)
 
     # data carries no gradient: whatever is learned from it reaches only the current policy and critics
-    data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
-    return data, returns, us
+    return {name: x.detach() for name, x in data.items()}, returns, us
 
 
 def action_gradients(returns, us):

@@ -188,9 +188,9 @@ def rollout(env, actor, critic, normalizer, args):
     that the backward pass will fill with the gradients of the H actions u (N, A), the last one first.
     """
     raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
-    returns, discount, action_grads, steps = 0.0, 1.0, [], []
+    discount, action_grads, steps = torch.ones_like(raw_obs[:, 0]), [], []
     # the loss is - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
-    max_norm = args.max_action_grad_norm / (args.num_steps * env.num_envs)
+    max_norm = args.max_action_grad_norm / (args.num_steps * len(raw_obs))
 
     def on_backward(grad):  # called with the gradient of each u, on its way to the policy and to the earlier actions
         action_grads.append(grad)
@@ -202,25 +202,29 @@ def rollout(env, actor, critic, normalizer, args):
         u = mean + log_std.exp() * torch.randn_like(mean)
         u.register_hook(on_backward)
         next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-
-        # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
-        values = torch.where(terminated[:, None], 0.0, critic(normalizer(infos["final_obs"])))
         done = terminated | truncated
-        end = done | (t == args.num_steps - 1)
-
-        # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-        # with a new episode gamma^t starts again at 1
-        returns = returns + discount * (reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
-        discount = torch.where(done, 1.0, args.gamma * discount)
-
         step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std}
-        step |= {"rewards": reward, "next_values": values.amin(-1), "ends": end, "dones": done}
+        step |= {"rewards": reward, "discounts": discount}
+        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": done}
+        step |= {"ends": done | (t == args.num_steps - 1)}  # of an episode or of the rollout
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
-        raw_obs = next_obs
+        raw_obs, discount = next_obs, torch.where(done, 1.0, args.gamma * discount)
+    data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+    # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
+    final_obs = normalizer(data.pop("final_obs"))
+    with torch.no_grad():  # for the targets of the critics, which are numbers
+        data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).amin(-1))
+
+    # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
+    # with a new episode gamma^t starts again at 1.  Only these values have a gradient, to the last states
+    last = data["ends"] & ~data["terminated"]
+    values = torch.zeros_like(data["rewards"])
+    values[last] = critic(final_obs[last]).mean(-1)
+    returns = (data["discounts"] * (data["rewards"] + args.gamma * values)).sum(0)
 
     # data carries no gradient: whatever is learned from it reaches only the current policy and critics
-    data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
-    return data, returns, action_grads
+    return {name: x.detach() for name, x in data.items()}, returns, action_grads
 
 
 def policy_loss(returns, args):
@@ -356,7 +360,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         actor_norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * len(data["obs"]) * env.num_envs  # of R
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of R
 
         # only now: within an iteration the policy and the critics must see one and the same normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
