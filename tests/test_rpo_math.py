@@ -368,7 +368,7 @@ def test_a_final_observation_that_is_not_finite_poisons_nothing_after_a_fall(): 
     class Poisoned(ToyEnv):
         def step(self, action):
             obs, reward, terminated, truncated, infos = super().step(action)
-            infos["final_obs"] = torch.where(terminated[:, None], torch.nan, infos["final_obs"])
+            infos["final_obs"] = infos["final_obs"] + torch.where(terminated[:, None], torch.nan, 0.0)
             return obs, reward, terminated, truncated, infos
 
     actor, normalizer = toy_policy()

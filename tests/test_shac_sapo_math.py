@@ -146,7 +146,7 @@ def test_a_final_observation_that_is_not_finite_poisons_nothing_after_a_fall(scr
     class Fallen(ToyEnv):
         def step(self, action):
             *result, infos = super().step(action)
-            infos["final_obs"] = torch.where(result[2][:, None], torch.nan, infos["final_obs"])
+            infos["final_obs"] = infos["final_obs"] + torch.where(result[2][:, None], torch.nan, 0.0)
             return *result, infos
 
     actor, normalizer = toy_policy(script)
