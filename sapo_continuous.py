@@ -324,6 +324,8 @@ if __name__ == "__main__":
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
 
+    machine = {"device": device, "float32 products": envs.use_onednn()}
+
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
     seed = args.seed * world_size + rank
@@ -376,7 +378,7 @@ if __name__ == "__main__":
             run_name = os.path.basename(os.path.abspath(run_dir))
             wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
