@@ -7,9 +7,8 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
 
     1. Roll out H steps in N environments.  Backpropagate the return R.  Cache grad_u R of every action.
     2. M times, on the same data: find the noise with which the *current* policy would have produced the stored action,
-       and send the cached gradient through that new path into the policy's weights.  Weight each sample by the
-       importance ratio, drop it if the ratio has left an asymmetric interval, and add a KL term that keeps the policy
-       close to the one that collected the data.
+       and send the cached gradient through this new path into the policy.  Weight each sample by the importance ratio,
+       drop it if the ratio has left an asymmetric interval; a KL term keeps the policy near the one that acted.
     3. Fit two critics to TD(lambda) targets.  They stand for everything that comes after the H steps.
 
     paper            code            meaning
@@ -27,7 +26,6 @@ Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --cap
          5 minutes on two CPU cores, return 12,080 (13,350 without noise; one seed)
 Train:   python rpo_continuous.py --env-id anymal
          10M steps in 58 minutes on two CPU cores, return 16,180 (16,390 without noise; two seeds; paper 15,674, 15,873)
-Resume:  python rpo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import math
@@ -44,6 +42,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from torch.nn.functional import softplus
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -125,6 +124,7 @@ TASK_DEFAULTS = {
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
 }
+TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0, "learning_rate": 2e-4}  # the paper: inf and 5e-4
 
 
 # ALGO LOGIC: networks
@@ -228,10 +228,9 @@ def rollout(env, actor, critic, normalizer, args):
         us.append(u)
         next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
         done = terminated | truncated
-        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
         step |= {"u": u, "rewards": reward + args.ent_coef * squashed_entropy(mean, log_std), "discounts": discount}
-        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": done}
-        step |= {"ends": done | (t == args.num_steps - 1)}  # of an episode or of the rollout
+        step |= {"terminated": terminated, "dones": done, "ends": done | (t == args.num_steps - 1)}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
         raw_obs, discount = next_obs, torch.where(done, 1.0, args.gamma * discount)
     data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
@@ -347,6 +346,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -356,7 +356,9 @@ if __name__ == "__main__":
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
     env.reset()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
@@ -366,19 +368,19 @@ if __name__ == "__main__":
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer}
     parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -393,17 +395,16 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads, start_time = torch.get_num_threads(), time.time()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         # lr_k = lr (lr_end / lr)^(k / K)
         fraction = (iteration - 1) / args.num_iterations
@@ -435,9 +436,8 @@ if __name__ == "__main__":
             loss, epoch_stats = policy_loss(actor, b_data, args)
             actor_optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            actor_norms.append(clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True))
             actor_optimizer.step()
-            actor_norms.append(norm)
             stats.append(epoch_stats)
         with torch.no_grad():  # for the log: how far the policy has moved, and what the critics knew so far
             approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean()
@@ -451,9 +451,8 @@ if __name__ == "__main__":
                 v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(v_loss.detach())
         times.append(time.time())
 

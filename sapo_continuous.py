@@ -23,7 +23,6 @@ Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --captu
 Train:   python sapo_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
          95 minutes beside other runs on two CPU cores, return 5,880 (6,230 without noise; one seed; RPO paper, at about
          twice the steps: 8,719 and 9,101)
-Resume:  python sapo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import math
@@ -40,6 +39,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from torch.nn.functional import softplus
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -115,6 +115,7 @@ TASK_DEFAULTS = {
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1.0},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1.0},  # not in the paper
 }
+TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: inf
 
 
 # ALGO LOGIC: networks
@@ -236,10 +237,9 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         u.register_hook(on_backward)
         next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
         done = terminated | truncated
-        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
         step |= {"rewards": reward, "entropies": squashed_entropy(mean, log_std), "discounts": discount}
-        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": done}
-        step |= {"ends": done | (t == args.num_steps - 1)}  # of an episode or of the rollout
+        step |= {"terminated": terminated, "dones": done, "ends": done | (t == args.num_steps - 1)}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
         raw_obs, discount = next_obs, torch.where(done, 1.0, args.gamma * discount)
     data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
@@ -323,6 +323,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -332,7 +333,9 @@ if __name__ == "__main__":
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
     env.reset()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
@@ -345,20 +348,20 @@ if __name__ == "__main__":
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer}
     parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     parts |= {"temperature": temperature, "alpha_optimizer": alpha_optimizer}
+    torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters(), *temperature.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             if name != "temperature" or args.alpha == checkpoint["args"]["alpha"]:  # a new --alpha wins
                 part.load_state_dict(checkpoint[name])
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -373,17 +376,16 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads, start_time = torch.get_num_threads(), time.time()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         # lr_k = lr + (lr_end - lr) k / K
         fraction = (iteration - 1) / args.num_iterations
@@ -403,7 +405,7 @@ if __name__ == "__main__":
         del returns, loss  # and with them the graph
         times.append(time.time())
         torch.set_num_threads(num_threads)
-        actor_norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+        actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
         action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of R
 
@@ -411,7 +413,7 @@ if __name__ == "__main__":
         if args.autotune:
             alpha_optimizer.zero_grad()
             temperature_loss(temperature(), data["entropies"], num_actions).backward()
-            nn.utils.clip_grad_norm_(temperature.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            clip_grad_norm_(temperature.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             alpha_optimizer.step()
         rewards = data["rewards"] + temperature().item() * data["entropies"]  # a number: no gradient through targets
 
@@ -435,9 +437,8 @@ if __name__ == "__main__":
                 v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(v_loss.detach())
         times.append(time.time())
 
