@@ -1,4 +1,4 @@
-"""Runs of the training scripts in small sizes, as a user starts them or, faster, inside this process; what they leave."""
+"""Runs of the training scripts in small sizes, as a user starts them or inside this process, and what they leave."""
 
 import contextlib
 import io
@@ -18,6 +18,9 @@ SCRIPTS = (*ANALYTIC, "ppo", "reppo", "sac")
 # one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 STEPS = 32  # of one iteration with the sizes of tiny()
+
+# as the scripts set it: oneDNN asks at the first product of a process, which is made before the first script runs here
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 
 
 def path(script):
@@ -57,19 +60,33 @@ def kill(process):
 
 
 def run_here(cwd, script, *flags, expect=0):
-    """The same inside this process, without the seconds that a new one needs to import torch and the kernels."""
-    output, argv, handler = io.StringIO(), sys.argv, signal.getsignal(signal.SIGINT)
-    sys.argv, code = [str(path(script)), *map(str, flags)], 0
+    """The same for a script, inside this process: it saves the seconds in which a new one imports torch."""
+    output, argv, code = io.StringIO(), sys.argv, 0
+    sys.argv = [str(path(script)), *map(str, flags)]
     try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            runpy.run_path(sys.argv[0], run_name="__main__")
+        with state_of_this_process(), contextlib.chdir(cwd):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code or 0
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGINT, handler)
     assert code == expect, output.getvalue()
     return output.getvalue()
+
+
+@contextlib.contextmanager
+def state_of_this_process():
+    """One thread inside; afterwards everything that a script sets for its whole process is as before."""
+    matmul, threads, handler = torch.backends.mkldnn.matmul, torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    precision = matmul.fp32_precision
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGINT, handler)
+        matmul.fp32_precision = precision
 
 
 def run_folder(cwd):
