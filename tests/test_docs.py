@@ -1,6 +1,8 @@
 """README and docs: links lead somewhere, functions and metrics are those of the scripts, examples run."""
 
 import ast
+import dataclasses
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -52,6 +54,15 @@ def test_every_logged_metric_is_explained(script, tmp_path):
     explained.remove("eval/deterministic_")  # "and the same with"
     explained |= {tag.replace("eval/", "eval/deterministic_") for tag in explained if tag.startswith("eval/")}
     assert explained == logged
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_that_a_page_names_is_one_of_the_script(script):
+    flags = {field.name for field in dataclasses.fields(importlib.import_module(f"{script}_continuous").Args)}
+    named = re.findall(r"--([a-z][a-z0-9-]*)", (ROOT / "docs" / f"{script}.md").read_text())
+    assert named
+    for name in named:
+        assert {name.replace("-", "_"), name.removeprefix("no-").replace("-", "_")} & flags, f"--{name}"
 
 
 def test_the_readme_lists_every_script():
