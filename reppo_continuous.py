@@ -282,7 +282,7 @@ def sample_values(critic, obs, mean, log_std, num_samples):
 
 @torch.no_grad()  # the rollout is data: REPPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, alpha, args):
-    """T steps of every environment: tensors (T, N, ...), with the values and entropies that the targets need."""
+    """T steps of every environment, tensors (T, N, ...), with the value and the entropy bonus of every next state."""
     raw_obs, steps = [env.detach()], []
     for t in range(args.num_steps):
         obs = normalizer(raw_obs[-1])
@@ -325,14 +325,14 @@ def critic_loss(critic, data, args):
     features = critic.features(data["obs"], data["action"])
     outputs = critic.outputs(features)
     if args.hl_gauss:
-        # - sum_i p_i(G) log softmax(logits)_i: at best the entropy of p, about 1.2
+        # HL(Q, G) = - sum_i p_i(G) log softmax(logits)_i: at best the entropy of p, about 1.2
         log_probs = torch.log_softmax(outputs, dim=-1)
         value_loss = -(critic.hl_gauss.encode(data["targets"]) * log_probs).sum(-1).mean()
     else:
-        value_loss = ((outputs.squeeze(-1) - data["targets"]) ** 2).mean()
+        value_loss = ((outputs.squeeze(-1) - data["targets"]) ** 2).mean()  # (Q - G)^2
 
-    # L_aux = E[ |z_hat(s, a) - z'|^2 / dim z ] over the steps that have a next state.  z' is stored in the rollout:
-    # with a gradient through it the features could become easy to predict by saying nothing
+    # L_aux = E[ |z_hat(s, a) - z'|^2 / dim z ] over the steps that have a next state
+    # z' is stored in the rollout: with a gradient through it, features that say nothing would be the easiest to predict
     errors = ((critic.predictor(features) - data["next_features"]) ** 2).mean(-1)
     alive = ~data["terminated"]
     num_alive = alive.sum().float()
@@ -370,7 +370,7 @@ def policy_loss(actor, critic, multipliers, data, args):
     objective = alpha.detach() * log_prob - q
     if args.actor_gradient == "score":
         # J_i = - A_i log pi(a_i|s_i),   A = Q - alpha log pi - (V + alpha H): the same gradient in expectation
-        # a and A are constants: only log pi has a gradient, that of Q is not used
+        # a and A are constants here: only log pi has a gradient
         value, entropy, _ = sample_values(critic, data["obs"], mean, log_std, args.num_value_samples)
         advantage = -objective.detach() - (value + alpha.detach() * entropy)
         objective = -advantage * squashed_log_prob(u.detach(), mean, log_std)
@@ -490,7 +490,7 @@ if __name__ == "__main__":
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    of_the_losses = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")
+    columns = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")  # what the losses read
     num_threads, start_time, warned = torch.get_num_threads(), time.time(), False
     for iteration in range(start + 1, args.num_iterations + 1):
         # ALGO LOGIC: a rollout, and the targets of the critic
@@ -517,7 +517,7 @@ if __name__ == "__main__":
         actor_norms, critic_norms, stats, v_losses = [], [], [], []
         for _ in range(args.update_epochs):
             for mb_inds in torch.randperm(len(b_targets), device=device).chunk(args.num_minibatches):
-                mb_data = {name: b_data[name][mb_inds] for name in of_the_losses}
+                mb_data = {name: b_data[name][mb_inds] for name in columns}
                 v_loss, value_loss, aux_loss = critic_loss(critic, mb_data, args)
                 critic_optimizer.zero_grad()
                 v_loss.backward()
