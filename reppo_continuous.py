@@ -251,7 +251,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -283,9 +283,9 @@ def sample_values(critic, obs, mean, log_std, num_samples):
 @torch.no_grad()  # the rollout is data: REPPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, alpha, args):
     """T steps of every environment, tensors (T, N, ...), with the value and the entropy bonus of every next state."""
-    raw_obs, steps = [env.detach()], []
+    raw_obs, steps = env.detach(), []
     for t in range(args.num_steps):
-        obs = normalizer(raw_obs[-1])
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         action = torch.tanh(mean + log_std.exp() * torch.randn_like(mean))
         next_obs, reward, terminated, truncated, infos = env.step(action)
@@ -293,16 +293,17 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         end = done | (t == args.num_steps - 1)  # a trajectory ends with its episode or with the rollout
         successor = normalizer(infos["final_obs"])  # s_{t+1} before any reset, also after a time-out
 
-        raw_obs.append(next_obs)
-        step = {"obs": obs, "action": action, "mean": mean, "log_std": log_std, "rewards": args.reward_scale * reward}
-        step |= {"successors": successor, "terminated": terminated, "ends": end, "dones": done}
+        step = {"raw_obs": raw_obs, "obs": obs, "action": action, "mean": mean, "log_std": log_std}
+        step |= {"rewards": args.reward_scale * reward, "successors": successor}
+        step |= {"terminated": terminated, "dones": done, "ends": end}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs = next_obs
     data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
     # V(s_{t+1}) and alpha H(s_{t+1}); if the robot has fallen there is no next state, and both are 0
     successors, num_samples = data.pop("successors"), args.num_value_samples
     values, entropies, features = sample_values(critic, successors, *actor(successors), num_samples)
-    data |= {"raw_obs": torch.stack(raw_obs), "next_features": features}
+    data["next_features"] = features
     data["next_values"] = torch.where(data["terminated"], 0.0, values)
     data["next_bonuses"] = torch.where(data["terminated"], 0.0, alpha * entropies)
     return data
@@ -413,11 +414,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
     limits = {"v_min": (-1e9, 0.0), "v_max": (1e-9, 1e9), "num_bins": (3, 10**6), "target_entropy_scale": (-1e9, 1e9)}
     limits |= {"alpha_init": (1e-9, 1e9), "beta_init": (1e-9, 1e9), "reward_scale": (1e-9, 1e9)}
-    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, **limits)
-    for name in ("v_min", "v_max", "num_bins", "hl_gauss"):  # the critic has learned what its outputs mean
-        if checkpoint and getattr(args, name) != checkpoint["args"][name]:
-            expected = f"expected {checkpoint['args'][name]}, as in --checkpoint, got {getattr(args, name)}"
-            envs.command_line.refuse(name, expected)
+    # the critic has learned what its outputs mean, and the prices have moved on
+    fixed = ("v_min", "v_max", "num_bins", "hl_gauss", "alpha_init", "beta_init")
+    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed, **limits)
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
     run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
@@ -502,9 +501,8 @@ if __name__ == "__main__":
         targets = td_lambda_targets(rewards, next_values, next_bonuses, data["ends"], args.gamma, args.td_lambda)
         torch.set_num_threads(num_threads)
 
-        # only now: within a rollout the normalisation must not change, or the KL would not start at 0
-        for raw_obs in data.pop("raw_obs"):
-            normalizer.update(raw_obs)
+        # only now: within an iteration the policy and the critic must see one and the same normalisation
+        normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
         b_data = {name: x.flatten(0, 1) for name, x in (data | {"targets": targets}).items()}
