@@ -44,6 +44,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from torch.nn.functional import softplus
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -428,6 +429,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -455,7 +457,6 @@ if __name__ == "__main__":
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
@@ -464,7 +465,7 @@ if __name__ == "__main__":
         for optimizer in (actor_optimizer, critic_optimizer):  # flags given again win over those of the checkpoint
             optimizer.param_groups[0] |= adamw
         dual_optimizer.param_groups[0]["lr"] = args.dual_learning_rate
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -479,10 +480,9 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
@@ -519,9 +519,8 @@ if __name__ == "__main__":
                 v_loss, value_loss, aux_loss = critic_loss(critic, mb_data, args)
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(torch.stack([value_loss, aux_loss]))
                 times.append(time.time())
 
@@ -530,10 +529,9 @@ if __name__ == "__main__":
                 dual_optimizer.zero_grad()
                 # the critic's weights are constants here: the policy follows Q and must not change it
                 loss.backward(inputs=[*actor.parameters(), *multipliers.parameters()])
-                norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                actor_norms.append(clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 actor_optimizer.step()
                 dual_optimizer.step()
-                actor_norms.append(norm)
                 stats.append(mb_stats)
                 times.append(time.time())
         with torch.no_grad():  # for the log: how far the policy has moved
