@@ -190,7 +190,7 @@ def test_no_grad_records_nothing():
 
 def test_a_deleted_environment_gives_its_buffers_back():
     env = make(2)
-    buffer = weakref.ref(env.simulator.batches[0].q[0].array)
+    buffer = weakref.ref(env.simulator.batches[0].q[0])
     del env
     gc.collect()
     assert buffer() is None
