@@ -141,7 +141,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         action = action.clamp(-1.0, 1.0)
         self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
         self.last_action = action
-        self._restart(diverged)
+        self._restart(diverged)  # at once: nothing below could be computed from a state that has blown up
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)

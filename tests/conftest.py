@@ -35,7 +35,7 @@ def float64():
 
 @pytest.fixture
 def saved_run(tmp_path, monkeypatch):
-    """What a script writes to its checkpoint.pt.  The current folder is a new one, with that script and one without networks."""
+    """A script's checkpoint. The current folder is a new one, with this script and one that has no networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("envs.checkpoint.SCRIPTS", tmp_path)
     (tmp_path / "script_of_a_test.py").write_text(SCRIPT)

@@ -74,6 +74,7 @@ class Simulator:
         """
         inputs = (joint_q, joint_qd, joint_act)
         self.step_count += 1
+        # without a gradient, the buffers of the step before are used again
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             self.batches = self._batches_to_keep()
         return _SimulatorStep.apply(self, self.batches, self.step_count, *inputs)
