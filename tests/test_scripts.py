@@ -9,42 +9,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 import typing
 
 import pytest
 import torch
 import tyro
-from running import (
-    ANALYTIC,
-    SCRIPTS,
-    STEPS,
-    differences,
-    events,
-    kill,
-    load,
-    path,
-    run,
-    run_folder,
-    run_here,
-    start,
-    state_of_this_process,
-    tiny,
-)
+from running import CARTPOLE, SCRIPTS, events, path, run_here, state_of_this_process
 
 import envs
+from benchmarks.tiny import CLOCKS, STEPS, assert_same, iterations, load, run, run_dir, start, total
 
-TOTAL = 8 * STEPS
-TIMES = {"charts/SPS", "time/rollout", "time/backward", "time/actor", "time/critic"}
+ANALYTIC = ("rpo", "shac", "sapo", "gippo")  # with the simulator's gradient
+RELATIVES = ("rpo", "shac", "sapo")
+TOTAL = 8 * STEPS  # of a whole run
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def whole(request, tmp_path_factory):
     """A script, what it prints in a run of 8 iterations, evaluated twice on the way, and its run folder."""
     cwd = tmp_path_factory.mktemp(request.param)
-    flags = [*tiny(request.param), "--total-timesteps", TOTAL, "--eval-freq", 4, "--seed", 3]
-    output = run(cwd, path(request.param), *flags)
-    return request.param, output, run_folder(cwd)
+    output = run(cwd, request.param, *CARTPOLE, *total(8), "--eval-freq", 4, "--seed", 3)
+    return request.param, output, run_dir(cwd)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +42,8 @@ def finished(tmp_path_factory):
     def checkpoint(script):
         if script not in made:
             cwd = tmp_path_factory.mktemp(f"finished-{script}")
-            run_here(cwd, script, *tiny(script), "--total-timesteps", 2 * STEPS if script != "sac" else 4 * STEPS)
-            made[script] = run_folder(cwd) / "checkpoint.pt"
+            run_here(cwd, script, *total(2))
+            made[script] = run_dir(cwd) / "checkpoint.pt"
         return made[script]
 
     return checkpoint
@@ -69,9 +56,7 @@ def go_on(finished, tmp_path):
     def resume(script, *flags):
         folder = tmp_path / f"{script}-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(finished(script).parent, folder)
-        more = (load(folder)["iteration"] + 2) * STEPS
-        output = run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt", "--total-timesteps", more, *flags)
-        return output, folder
+        return run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt", *total(4), *flags), folder
 
     return resume
 
@@ -89,7 +74,7 @@ def test_a_whole_run(whole):
     steps = [int(step.replace(",", "")) for step in re.findall(r"^step ([\d,]+)/256 ", output, re.MULTILINE)]
     assert steps == [*range(STEPS, TOTAL + 1, STEPS)]
     assert f"runs/{folder.name}" in output and f"done: {TOTAL} steps" in output
-    state = load(folder)
+    state = load(folder / "checkpoint.pt")
     assert (state["script"], state["iteration"]) == (path(script).name, 8)
     assert state["normalizer"]["count"] == 1 + TOTAL  # every observation that the policy acted on, and an imaginary one
     for name, value in state["args"].items():  # the table shows what is in use, the task's defaults included
@@ -125,8 +110,8 @@ def test_the_log_of_a_whole_run(whole):
 
 def test_the_learning_rate_and_the_optimisers(whole):
     script, _, folder = whole
-    log, state = events(folder), load(folder)
-    if script in ("rpo", "shac", "sapo"):
+    log, state = events(folder), load(folder / "checkpoint.pt")
+    if script in RELATIVES:
         k = torch.arange(8) / 8
         rates = 5e-4 * 0.02**k if script == "rpo" else 2e-3 + (1e-5 - 2e-3) * k
         assert [rate for _, rate in log["charts/learning_rate"]] == pytest.approx(rates.tolist())
@@ -155,7 +140,7 @@ def test_an_evaluation_is_that_of_envs_evaluate(whole):
 
 
 KILLED = """
-import os, runpy, signal, sys, torch
+import os, signal, torch
 save, calls = torch.save, []
 def save_and_die(content, path):
     calls.append(path)
@@ -165,38 +150,42 @@ def save_and_die(content, path):
         os.kill(os.getpid(), signal.SIGKILL)
     save(content, path)
 torch.save = save_and_die
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_kill_and_resume_is_bit_identical(whole, tmp_path):
     script, _, uninterrupted = whole
     # killed while it writes the checkpoint of the sixth iteration, whose scalars are in the log
-    flags = [*tiny(script), "--total-timesteps", TOTAL, "--seed", 3]
-    run(tmp_path, "-c", KILLED, path(script), *flags, expect=-signal.SIGKILL)
-    folder = run_folder(tmp_path)
-    assert load(folder)["iteration"] == 5
+    run(tmp_path, script, *CARTPOLE, *total(8), "--seed", 3, code=KILLED, expect=-signal.SIGKILL)
+    folder = run_dir(tmp_path)
+    assert load(folder / "checkpoint.pt")["iteration"] == 5
     output = run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt")
     assert re.findall(r"^step (\d+)/", output, re.MULTILINE) == ["192", "224", "256"]
     # networks, optimisers, normaliser, environment, random numbers; the other run has been evaluated on the way
-    ours, theirs = load(folder), load(uninterrupted)
+    ours, theirs = load(folder / "checkpoint.pt"), load(uninterrupted / "checkpoint.pt")
     assert {"actor", "critic", "actor_optimizer", "critic_optimizer", "normalizer", "env", "rng"} <= set(ours)
     assert ours["args"].pop("checkpoint") and theirs["args"].pop("eval_freq") and ours["args"].pop("eval_freq") == 0
     assert theirs["args"].pop("checkpoint") is None
-    assert differences(ours, theirs) == []
+    assert_same(ours, theirs, script)
     ours, theirs = events(folder), events(uninterrupted)
-    for tag in theirs.keys() - TIMES:
-        expected = theirs[tag][-1:] if tag.startswith("eval/") else theirs[tag]
-        assert differences(ours[tag], expected) == [], tag
+    for tag in theirs.keys() - {*CLOCKS}:
+        assert_same(ours[tag], theirs[tag][-1:] if tag.startswith("eval/") else theirs[tag], tag)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, tmp_path):
+    states = [load(finished("rpo"))]
     for seed in (1, 2):
-        (tmp_path / str(seed)).mkdir()
-        run_here(tmp_path / str(seed), "rpo", *tiny("rpo"), "--total-timesteps", 2 * STEPS, "--seed", seed)
-        state, other = load(run_folder(tmp_path / str(seed))), load(finished("rpo").parent)
-        assert (differences(state, other) == []) == (seed == 1)
+        run_here(tmp_path / str(seed), "rpo", *total(2), "--seed", seed)
+        states.append(load(run_dir(tmp_path / str(seed)) / "checkpoint.pt"))
+    first, same, other = states
+    assert_same(first, same, "rpo")
+    assert_all_different(first, other)
+
+
+def assert_all_different(a, b):
+    for name in ("actor", "critic", "normalizer", "env", "rng"):
+        with pytest.raises(AssertionError):
+            assert_same(a[name], b[name], name)
 
 
 CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "cartpole"]
@@ -206,31 +195,28 @@ CASES += [(script, "ant") for script in SCRIPTS if script != "rpo"]
 @pytest.mark.parametrize("script, env_id", CASES)
 def test_every_task_trains_and_evaluates(tmp_path, script, env_id):
     film = ["--capture-video"] if env_id == "hopper" else []
-    flags = [*tiny(script, env_id), "--num-eval-envs", 1, "--total-timesteps", 3 * STEPS, *film]
-    output = run_here(tmp_path, script, *flags)
+    output = run_here(tmp_path, script, "--env-id", env_id, "--num-eval-envs", 1, *total(3), *film)
     assert "eval/deterministic_episodic_return" in output and f"done: {3 * STEPS} steps" in output
-    norms = events(run_folder(tmp_path))["losses/actor_grad_norm"]
+    norms = events(run_dir(tmp_path))["losses/actor_grad_norm"]
     assert norms and all(0 < norm < math.inf for _, norm in norms)
-    (*video,) = run_folder(tmp_path).glob(f"video-{3 * STEPS}.*")
+    video = [*run_dir(tmp_path).glob(f"video-{3 * STEPS}.*")]
     assert len(video) == len(film) and all(str(file.relative_to(tmp_path)) in output for file in video)
 
 
 # Ctrl-C, and going on
 def test_ctrl_c_loses_at_most_the_current_iteration(tmp_path):
-    process = start(tmp_path, path("rpo"), *tiny("rpo"), "--total-timesteps", 10_000_000)
+    process = start(tmp_path, "rpo", *CARTPOLE, *total(10**6))
     try:
-        printed = []
-        for line in process.stdout:
-            printed.append(line)
-            if line.startswith(f"step {4 * STEPS}/"):
-                process.send_signal(signal.SIGINT)
+        while iterations(tmp_path) < 3:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     finally:
-        kill(process)
-    output = "".join(printed)
-    assert "Traceback" not in output and "Error" not in output
-    last = int(re.findall(r"^step ([\d,]+)/", output, re.MULTILINE)[-1].replace(",", "")) // STEPS
-    assert last - load(run_folder(tmp_path))["iteration"] in (0, 1)
+        process.kill()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    saved = load(run_dir(tmp_path) / "checkpoint.pt")["iteration"]
+    assert iterations(tmp_path) - saved in (0, 1)
 
 
 def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
@@ -240,22 +226,25 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
     output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt")
     assert "the run is finished; only a larger --total-timesteps goes on with it" in output
     assert not re.search("^step ", output, re.MULTILINE) and len(evaluations(output)) == 2
-    output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt", "--total-timesteps", 4 * STEPS)
+    output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt", *total(4))
     assert "is finished" not in output
     assert re.findall(r"^step (\d+)/128 ", output, re.MULTILINE) == ["96", "128"]
-    assert load(folder)["iteration"] == 4 and load(folder)["args"]["total_timesteps"] == 4 * STEPS
+    assert (
+        load(folder / "checkpoint.pt")["iteration"] == 4
+        and load(folder / "checkpoint.pt")["args"]["total_timesteps"] == 4 * STEPS
+    )
     assert [step for step, _ in events(folder)["losses/value_loss"]] == [96, 128]
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_learning_rates_beside_a_checkpoint_take_effect(script, go_on):
+def test_learning_rates_beside_a_checkpoint_take_effect(script, finished, go_on):
     # half of each, also where it ends: every schedule is half as high
-    args = load(go_on(script)[1])["args"]
+    args = load(finished(script))["args"]
     rates = {name: value for name, value in args.items() if name.endswith("learning_rate")}
     halved = [f"--{name.replace('_', '-')}={0.5 * value}" for name, value in rates.items()]
     fixed = ["--no-adaptive-lr"] if "adaptive_lr" in args else []
-    plain, half = (load(go_on(script, *fixed, *flags)[1]) for flags in ([], halved))
+    plain, half = (load(go_on(script, *fixed, *flags)[1] / "checkpoint.pt") for flags in ([], halved))
     optimizers = [name for name in plain if name.endswith("optimizer")]
     assert len(optimizers) >= 2
     for name in optimizers:
@@ -266,10 +255,11 @@ def test_learning_rates_beside_a_checkpoint_take_effect(script, go_on):
 
 
 def test_a_seed_beside_a_checkpoint_gives_other_random_numbers(go_on):
-    states = [load(go_on("rpo", *flags)[1]) for flags in ([], ["--seed", 2], ["--seed", 2])]
-    same, other, again = ({name: state[name] for name in ("actor", "critic", "env", "rng")} for state in states)
-    assert differences(other, again) == []
-    assert all(differences(same[name], other[name]) for name in same)
+    flags = ([], ["--seed", 2], ["--seed", 2])
+    same, other, again = (load(go_on("rpo", *seed)[1] / "checkpoint.pt") for seed in flags)
+    del other["args"], again["args"]  # they name their own checkpoints
+    assert_same(other, again, "rpo")
+    assert_all_different(same, other)
 
 
 def test_a_temperature_beside_a_checkpoint_takes_effect(go_on):
@@ -292,7 +282,7 @@ def test_flags_on_which_the_state_of_a_run_depends_are_refused_beside_its_checkp
         ("num-steps", 8, "4"),
     ):
         flags = ["--checkpoint", finished(script), f"--{flag}", value]
-        output = run_here(tmp_path, script, *flags, "--total-timesteps", 10_000, expect=2)
+        output = run_here(tmp_path, script, *flags, *total(9), expect=2)
         assert output == f"error: --{flag}: expected {ours}, as in --checkpoint, got {value}\n"
 
 
@@ -326,8 +316,7 @@ def test_wandb_gets_the_id_of_the_run_again_when_it_is_resumed(go_on, monkeypatc
     ],
 )
 def test_a_bad_flag_ends_a_script_with_one_sentence(tmp_path, script, flags, sentence):
-    tiny_run = [*tiny(script), "--total-timesteps", STEPS]
-    assert run_here(tmp_path, script, *tiny_run, *flags.split(), expect=2) == f"error: {sentence}\n"
+    assert run_here(tmp_path, script, *total(1), *flags.split(), expect=2) == f"error: {sentence}\n"
     assert not (tmp_path / "runs").exists()
 
 
@@ -360,7 +349,9 @@ def test_every_number_refuses_what_it_cannot_mean(script, tmp_path, monkeypatch)
         for value in refused:
             given = {name: value}
             output = run_here(tmp_path, script, expect=2)
-            assert re.fullmatch(rf"error: --{name.replace('_', '-')}: expected .*, got {re.escape(str(value))}\n", output), output
+            assert re.fullmatch(
+                rf"error: --{name.replace('_', '-')}: expected .*, got {re.escape(str(value))}\n", output
+            ), output
     assert not (tmp_path / "runs").exists()
 
 
@@ -384,7 +375,7 @@ def test_files_that_are_no_checkpoint_of_the_script_are_refused(finished, tmp_pa
 
 # numbers that are not finite
 BROKEN = """
-import runpy, sys, torch, envs
+import torch, envs
 detach, calls = envs.VectorEnv.detach, []
 actors, create = [], torch.optim.AdamW.__init__
 def remember(self, parameters, *args, **options):
@@ -396,8 +387,6 @@ def spoil(self):
         actors[0][-1].data.fill_(torch.nan)
     return detach(self)
 torch.optim.AdamW.__init__, envs.VectorEnv.detach = remember, spoil
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -407,9 +396,9 @@ def assert_finite(state):
 
 
 def test_networks_that_are_not_finite_end_the_run(tmp_path):
-    output = run(tmp_path, "-c", BROKEN, path("rpo"), *tiny("rpo"), "--total-timesteps", TOTAL, expect=1)
+    output = run(tmp_path, "rpo", *CARTPOLE, *total(8), code=BROKEN, expect=1)
     assert output.splitlines()[-1].startswith("ValueError: action: expected numbers, got NaN")
-    state = load(run_folder(tmp_path))
+    state = load(run_dir(tmp_path) / "checkpoint.pt")
     assert state["iteration"] == 2
     assert_finite(state)
 
@@ -425,13 +414,13 @@ def test_rewards_that_are_not_finite_end_the_run(script, tmp_path, monkeypatch):
 
     monkeypatch.setattr(envs.VectorEnv, "step", spoiled)
     with pytest.raises(RuntimeError, match="non-finite"):
-        run_here(tmp_path, script, *tiny(script), "--total-timesteps", 20 * STEPS)
-    state = load(run_folder(tmp_path))
+        run_here(tmp_path, script, *total(20))
+    state = load(run_dir(tmp_path) / "checkpoint.pt")
     assert state["iteration"] >= 2
     assert_finite(state)
 
 
-@pytest.mark.parametrize("script", ("rpo", "shac", "sapo"))
+@pytest.mark.parametrize("script", RELATIVES)
 def test_action_gradients_that_are_not_finite_are_dropped_and_counted(script, tmp_path, monkeypatch):
     step, calls = envs.VectorEnv.step, []
 
@@ -442,24 +431,23 @@ def test_action_gradients_that_are_not_finite_are_dropped_and_counted(script, tm
         return step(self, action)
 
     monkeypatch.setattr(envs.VectorEnv, "step", spoiled)
-    run_here(tmp_path, script, *tiny(script), "--total-timesteps", 3 * STEPS)
-    log = events(run_folder(tmp_path))
+    run_here(tmp_path, script, *total(3))
+    log = events(run_dir(tmp_path))
     assert [value for _, value in log["losses/nonfinite_action_grads"]] == [0, 4, 0]
     assert all(0 < value < math.inf for _, value in log["losses/actor_grad_norm"])
-    assert_finite(load(run_folder(tmp_path)))
+    assert_finite(load(run_dir(tmp_path) / "checkpoint.pt"))
 
 
-@pytest.mark.parametrize("script", ("rpo", "shac", "sapo"))
+@pytest.mark.parametrize("script", RELATIVES)
 def test_long_rows_of_the_action_gradient_are_shortened(script, tmp_path):
-    run_here(tmp_path, script, *tiny(script), "--total-timesteps", STEPS, "--max-action-grad-norm", 1e-5)
+    run_here(tmp_path, script, *total(1), "--max-action-grad-norm", 1e-5)
     # all rows are longer than this in the first iteration: their mean length is that of each
-    assert events(run_folder(tmp_path))["losses/action_grad_norm"] == [(STEPS, pytest.approx(1e-5, rel=1e-4))]
+    assert events(run_dir(tmp_path))["losses/action_grad_norm"] == [(STEPS, pytest.approx(1e-5, rel=1e-4))]
 
 
 def test_the_temperature_of_sapo_stays_where_it_is_told_to(tmp_path):
-    flags = ["--total-timesteps", 3 * STEPS, "--no-autotune", "--alpha", 0.25]
-    run_here(tmp_path, "sapo", *tiny("sapo"), *flags)
-    assert {value for _, value in events(run_folder(tmp_path))["losses/alpha"]} == {0.25}
+    run_here(tmp_path, "sapo", *total(3), "--no-autotune", "--alpha", 0.25)
+    assert {value for _, value in events(run_dir(tmp_path))["losses/alpha"]} == {0.25}
 
 
 # the text of the scripts
@@ -481,8 +469,8 @@ def test_siblings_differ_in_the_algorithm(a, b, limit):
 SHARED = {  # functions and classes, and the scripts in which they are the same
     "ObsNormalizer": SCRIPTS,
     "evaluate": SCRIPTS,
-    **dict.fromkeys(("layer_init", "mlp", "Actor", "Critic", "limit_rows"), ("rpo", "shac", "sapo")),
-    **dict.fromkeys(("td_lambda_targets", "critic_loss", "gaussian_kl"), ("rpo", "shac", "sapo")),
+    **dict.fromkeys(("layer_init", "mlp", "Actor", "Critic", "limit_rows"), RELATIVES),
+    **dict.fromkeys(("td_lambda_targets", "critic_loss", "gaussian_kl"), RELATIVES),
     "squashed_entropy": ("rpo", "sapo"),
     "Temperature": ("sapo", "sac"),
 }

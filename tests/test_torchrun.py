@@ -7,6 +7,8 @@ program: they run one script after the other, and leave what the tests ask for.
 import contextlib
 import functools
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -14,9 +16,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from running import SCRIPTS, STEPS, events, load, run, run_folder, run_here, tiny
+from running import SCRIPTS, events, run_here
 
 import envs
+from benchmarks.tiny import ENVIRONMENT, STEPS, load, run_dir, total
 
 NUM_ENVS = 8
 SEED = 5
@@ -42,13 +45,12 @@ def observed(cwd, script, *flags):
             first.append((self, torch.cat([p.grad.flatten() for p in parameters(self)])))
         return step(self, *args, **options)
 
-    cwd.mkdir(exist_ok=True)
     with (
         mock.patch.object(torch.optim.AdamW, "__init__", remember),
         mock.patch.object(torch.optim.AdamW, "step", stepped),
         mock.patch.object(envs, "make", wraps=envs.make) as make,
     ):
-        output = run_here(cwd, script, *tiny(script), "--seed", SEED, *flags)
+        output = run_here(cwd, script, "--seed", SEED, *flags)
     return {
         "output": output,
         "gradients": [gradient for _, gradient in first],
@@ -84,10 +86,10 @@ def numbers_of_each_environment(rank, size):
 def jobs(cwd):
     """Folder, script, flags and whose numbers of the runs that two processes make."""
     for script in SCRIPTS:
-        yield cwd / script, script, ["--total-timesteps", 3 * STEPS], False
+        yield cwd / script, script, total(3), False
     for script in GRADIENTS:
         yield cwd / f"{script}-gradients", script, ONE_ITERATION, True
-    yield cwd / "resumed", "rpo", ["--checkpoint", "checkpoint.pt", "--total-timesteps", 4 * STEPS], False
+    yield cwd / "resumed", "rpo", ["--checkpoint", "checkpoint.pt", *total(4)], False
 
 
 def main():
@@ -113,9 +115,17 @@ def two(tmp_path_factory):
     """The folder of two processes, and what each of them has observed."""
     cwd = tmp_path_factory.mktemp("torchrun")
     # the run that they are to resume has been made by one process
-    run_here(cwd, "rpo", *tiny("rpo"), "--seed", SEED, "--total-timesteps", 2 * STEPS)
-    run_folder(cwd).rename(cwd / "resumed")
-    run(cwd, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), __file__)
+    run_here(cwd, "rpo", "--seed", SEED, *total(2))
+    run_dir(cwd).rename(cwd / "resumed")
+    launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), __file__]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(launcher, cwd=cwd, env=ENVIRONMENT, **options)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # the launcher and its processes have ended
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
     return cwd, [torch.load(cwd / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -128,9 +138,11 @@ def test_processes_stay_alike_and_one_of_them_reports(script, two):
         assert all(map(torch.equal, ours, theirs))
     assert f"done: {3 * STEPS} steps" in first["output"] and "step 96/96" in first["output"]
     assert "step" not in second["output"] and "eval" not in second["output"] and "runs" not in second["output"]
-    folder = run_folder(cwd / script)
+    folder = run_dir(cwd / script)
     assert [step for step, _ in events(folder)["charts/SPS"]] == [STEPS, 2 * STEPS, 3 * STEPS]
-    assert load(folder)["normalizer"]["count"] == 1 + 3 * STEPS  # the observations of all environments
+    assert (
+        load(folder / "checkpoint.pt")["normalizer"]["count"] == 1 + 3 * STEPS
+    )  # the observations of all environments
     # each has a share of the environments, and noise of its own
     assert [result[script]["env"] for result in results] == [
         {"num_envs": 4, "seed": 2 * SEED + rank} for rank in (0, 1)
@@ -148,24 +160,26 @@ def test_two_processes_compute_the_gradients_of_one(script, two, tmp_path):
     for ours, *theirs in zip(*(result[name]["gradients"] for result in (whole, *results)), strict=True):
         # sums of float32 numbers in another order
         assert ours.norm() > 0 and all((x - ours).norm() < 1e-4 * ours.norm() for x in theirs)
-    ours, theirs = (load(run_folder(folder / name))["normalizer"] for folder in (tmp_path, cwd))
+    ours, theirs = (load(run_dir(folder / name) / "checkpoint.pt")["normalizer"] for folder in (tmp_path, cwd))
     for key, x in ours.items():
         assert torch.allclose(x, theirs[key], rtol=1e-5, atol=1e-6), key
 
 
 def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
     cwd, results = two
-    assert "step 96/128" in results[0]["resumed"]["output"] and load(cwd / "resumed")["iteration"] == 4
+    assert (
+        "step 96/128" in results[0]["resumed"]["output"] and load(cwd / "resumed" / "checkpoint.pt")["iteration"] == 4
+    )
     assert all(map(torch.equal, *(result["resumed"]["weights"][0] for result in results)))
     # and that of two processes with one
-    checkpoint = run_folder(cwd / "rpo") / "checkpoint.pt"
-    output = run_here(tmp_path, "rpo", "--checkpoint", checkpoint, "--total-timesteps", 4 * STEPS)
+    checkpoint = run_dir(cwd / "rpo") / "checkpoint.pt"
+    output = run_here(tmp_path, "rpo", "--checkpoint", checkpoint, *total(4))
     assert "step 128/128" in output and "step 96/" not in output
-    assert load(checkpoint.parent)["env"]["joint_q"].shape[0] == NUM_ENVS
+    assert load(checkpoint)["env"]["joint_q"].shape[0] == NUM_ENVS
 
 
 def test_environments_must_divide_evenly(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    output = run_here(tmp_path, "rpo", *tiny("rpo"), expect=2)
+    output = run_here(tmp_path, "rpo", *total(1), expect=2)
     assert output == "error: --num-envs: expected a multiple of the 3 processes, got 8\n"
     assert not (tmp_path / "runs").exists()
