@@ -229,10 +229,8 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
     output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt", *total(4))
     assert "is finished" not in output
     assert re.findall(r"^step (\d+)/128 ", output, re.MULTILINE) == ["96", "128"]
-    assert (
-        load(folder / "checkpoint.pt")["iteration"] == 4
-        and load(folder / "checkpoint.pt")["args"]["total_timesteps"] == 4 * STEPS
-    )
+    state = load(folder / "checkpoint.pt")
+    assert state["iteration"] == 4 and state["args"]["total_timesteps"] == 4 * STEPS
     assert [step for step, _ in events(folder)["losses/value_loss"]] == [96, 128]
     assert not (tmp_path / "runs").exists()
 
@@ -349,9 +347,8 @@ def test_every_number_refuses_what_it_cannot_mean(script, tmp_path, monkeypatch)
         for value in refused:
             given = {name: value}
             output = run_here(tmp_path, script, expect=2)
-            assert re.fullmatch(
-                rf"error: --{name.replace('_', '-')}: expected .*, got {re.escape(str(value))}\n", output
-            ), output
+            beginning, end = f"error: --{name.replace('_', '-')}: expected ", f", got {value}\n"
+            assert output.startswith(beginning) and output.endswith(end) and output.count("\n") == 1, output
     assert not (tmp_path / "runs").exists()
 
 

@@ -140,13 +140,10 @@ def test_processes_stay_alike_and_one_of_them_reports(script, two):
     assert "step" not in second["output"] and "eval" not in second["output"] and "runs" not in second["output"]
     folder = run_dir(cwd / script)
     assert [step for step, _ in events(folder)["charts/SPS"]] == [STEPS, 2 * STEPS, 3 * STEPS]
-    assert (
-        load(folder / "checkpoint.pt")["normalizer"]["count"] == 1 + 3 * STEPS
-    )  # the observations of all environments
-    # each has a share of the environments, and noise of its own
-    assert [result[script]["env"] for result in results] == [
-        {"num_envs": 4, "seed": 2 * SEED + rank} for rank in (0, 1)
-    ]
+    # of the observations of all environments, which are shared out, each process with noise of its own
+    assert load(folder / "checkpoint.pt")["normalizer"]["count"] == 1 + 3 * STEPS
+    for rank, result in enumerate(results):
+        assert result[script]["env"] == {"num_envs": 4, "seed": 2 * SEED + rank}
     assert not torch.equal(first["rng"], second["rng"])
 
 
@@ -167,9 +164,8 @@ def test_two_processes_compute_the_gradients_of_one(script, two, tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
     cwd, results = two
-    assert (
-        "step 96/128" in results[0]["resumed"]["output"] and load(cwd / "resumed" / "checkpoint.pt")["iteration"] == 4
-    )
+    assert "step 96/128" in results[0]["resumed"]["output"]
+    assert load(cwd / "resumed" / "checkpoint.pt")["iteration"] == 4
     assert all(map(torch.equal, *(result["resumed"]["weights"][0] for result in results)))
     # and that of two processes with one
     checkpoint = run_dir(cwd / "rpo") / "checkpoint.pt"
