@@ -25,13 +25,14 @@ from benchmarks.tiny import CLOCKS, STEPS, assert_same, iterations, load, run, r
 ANALYTIC = ("rpo", "shac", "sapo", "gippo")  # with the simulator's gradient
 RELATIVES = ("rpo", "shac", "sapo")
 TOTAL = 8 * STEPS  # of a whole run
+ANT = ("--env-id", "ant", "--seed", 3)  # RPO's first ant falls in the fifth iteration
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def whole(request, tmp_path_factory):
     """A script, what it prints in a run of 8 iterations, evaluated on the way, and its run folder."""
     cwd = tmp_path_factory.mktemp(request.param)
-    output = run(cwd, request.param, *CARTPOLE, *total(8), "--eval-freq", 5, "--seed", 3)
+    output = run(cwd, request.param, *ANT, *total(8), "--eval-freq", 5)
     return request.param, output, run_dir(cwd)
 
 
@@ -69,7 +70,7 @@ def evaluations(output):
 # whole runs
 def test_a_whole_run(whole):
     script, output, folder = whole
-    assert re.fullmatch(rf"cartpole__{script}_continuous__3__\d+", folder.name)
+    assert re.fullmatch(rf"ant__{script}_continuous__3__\d+", folder.name)
     assert sorted(file.name for file in folder.glob("*"))[0] == "checkpoint.pt" and len(list(folder.glob("*"))) == 2
     assert output.count("eval/episodic_return") == output.count("eval/deterministic_episodic_return") == 2
     steps = [int(step.replace(",", "")) for step in re.findall(r"^step ([\d,]+)/256 ", output, re.MULTILINE)]
@@ -157,9 +158,10 @@ torch.save = save_and_die
 def test_kill_and_resume_is_bit_identical(whole, tmp_path):
     script, _, uninterrupted = whole
     # killed while it writes the checkpoint of the sixth iteration, whose scalars are in the log
-    run(tmp_path, script, *CARTPOLE, *total(8), "--seed", 3, code=KILLED, expect=-signal.SIGKILL)
+    run(tmp_path, script, *ANT, *total(8), code=KILLED, expect=-signal.SIGKILL)
     folder = run_dir(tmp_path)
-    assert load(folder / "checkpoint.pt")["iteration"] == 5
+    saved = load(folder / "checkpoint.pt")
+    assert saved["iteration"] == 5 and (saved["episodes"] or script != "rpo")
     output = run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt")
     assert re.findall(r"^step (\d+)/", output, re.MULTILINE) == ["192", "224", "256"]
     # networks, optimisers, normaliser, environment, random numbers; the other run has been evaluated on the way
@@ -189,14 +191,10 @@ def assert_all_different(a, b):
             assert_same(a[name], b[name], name)
 
 
-CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "cartpole"]
-CASES += [(script, "ant") for script in SCRIPTS if script != "rpo"]
-
-
-@pytest.mark.parametrize("script, env_id", CASES)
-def test_every_task_trains_and_evaluates(tmp_path, script, env_id):
+@pytest.mark.parametrize("env_id", [env_id for env_id in envs.ENV_IDS if env_id not in ("ant", "cartpole")])
+def test_every_task_trains_and_evaluates(tmp_path, env_id):
     film = ["--capture-video"] if env_id == "hopper" else []
-    output = run_here(tmp_path, script, "--env-id", env_id, "--num-eval-envs", 1, *total(3), *film)
+    output = run_here(tmp_path, "rpo", "--env-id", env_id, "--num-eval-envs", 1, *total(3), *film)
     assert "eval/deterministic_episodic_return" in output and f"done: {3 * STEPS} steps" in output
     norms = events(run_dir(tmp_path))["losses/actor_grad_norm"]
     assert norms and all(0 < norm < math.inf for _, norm in norms)
