@@ -7,9 +7,8 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
 
     1. Roll out H steps in N environments.  Backpropagate the return R.  Cache grad_u R of every action.
     2. M times, on the same data: find the noise with which the *current* policy would have produced the stored action,
-       and send the cached gradient through that new path into the policy's weights.  Weight each sample by the
-       importance ratio, drop it if the ratio has left an asymmetric interval, and add a KL term that keeps the policy
-       close to the one that collected the data.
+       and send the cached gradient through this new path into the policy.  Weight each sample by the importance ratio,
+       drop it if the ratio has left an asymmetric interval; a KL term keeps the policy near the one that acted.
     3. Fit two critics to TD(lambda) targets.  They stand for everything that comes after the H steps.
 
     paper            code            meaning
@@ -27,7 +26,6 @@ Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --cap
          5 minutes on two CPU cores, return 12,080 (13,350 without noise; one seed)
 Train:   python rpo_continuous.py --env-id anymal
          10M steps in 58 minutes on two CPU cores, return 16,180 (16,390 without noise; two seeds; paper 15,674, 15,873)
-Resume:  python rpo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import math
@@ -44,6 +42,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from torch.nn.functional import softplus
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -125,6 +124,7 @@ TASK_DEFAULTS = {
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
 }
+TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0, "learning_rate": 2e-4}  # the paper: inf and 5e-4
 
 
 # ALGO LOGIC: networks
@@ -191,7 +191,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -219,34 +219,36 @@ def rollout(env, actor, critic, normalizer, args):
     Returns the rollout as data, tensors (H, N, ...) without gradients; the returns R (N,); and the H actions u (N, A)
     on which R depends.
     """
-    raw_obs = [env.detach()]  # the graph starts here: what came before belongs to the last rollout's gradient
-    returns, discount, us, steps = 0.0, 1.0, [], []
+    raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
+    discount, us, steps = torch.ones_like(raw_obs[:, 0]), [], []
     for t in range(args.num_steps):
-        obs = normalizer(raw_obs[-1])
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         u = mean + log_std.exp() * torch.randn_like(mean)
-        next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-        soft_reward = reward + args.ent_coef * squashed_entropy(mean, log_std)
-
-        # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
-        values = torch.where(terminated[:, None], 0.0, critic(normalizer(infos["final_obs"])))
-        done = terminated | truncated
-        end = done | (t == args.num_steps - 1)
-
-        # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-        # with a new episode gamma^t starts again at 1
-        returns = returns + discount * (soft_reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
-        discount = torch.where(done, 1.0, args.gamma * discount)
-
-        raw_obs.append(next_obs)
         us.append(u)
-        step = {"obs": obs, "u": u, "mean": mean, "log_std": log_std, "rewards": soft_reward}
-        step |= {"next_values": values.mean(-1), "ends": end, "dones": done}
+        next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
+        done = terminated | truncated
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
+        step |= {"u": u, "rewards": reward + args.ent_coef * squashed_entropy(mean, log_std), "discounts": discount}
+        step |= {"terminated": terminated, "dones": done, "ends": done | (t == args.num_steps - 1)}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs, discount = next_obs, torch.where(done, 1.0, args.gamma * discount)
+    data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+    # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
+    final_obs = normalizer(data.pop("final_obs"))
+    with torch.no_grad():  # for the targets of the critics, which are numbers
+        data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).mean(-1))
+
+    # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
+    # with a new episode gamma^t starts again at 1.  Only these values have a gradient, to the last states
+    last = data["ends"] & ~data["terminated"]
+    values = torch.zeros_like(data["rewards"])
+    values[last] = critic(final_obs[last]).mean(-1)
+    returns = (data["discounts"] * (data["rewards"] + args.gamma * values)).sum(0)
 
     # data carries no gradient: whatever is learned from it reaches only the current policy and critics
-    data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
-    return data | {"raw_obs": torch.stack(raw_obs).detach()}, returns, us
+    return {name: x.detach() for name, x in data.items()}, returns, us
 
 
 def action_gradients(returns, us):
@@ -344,6 +346,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -353,7 +356,9 @@ if __name__ == "__main__":
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
     env.reset()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
@@ -363,19 +368,19 @@ if __name__ == "__main__":
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer}
     parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -390,17 +395,16 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads, start_time = torch.get_num_threads(), time.time()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         # lr_k = lr (lr_end / lr)^(k / K)
         fraction = (iteration - 1) / args.num_iterations
@@ -419,8 +423,7 @@ if __name__ == "__main__":
         data["action_grads"] = limit_rows(action_grads, args.max_action_grad_norm)
 
         # only now: within an iteration the policy and the critics must see one and the same normalisation
-        for raw_obs in data.pop("raw_obs"):
-            normalizer.update(raw_obs)
+        normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
         rewards, next_values, ends = data["rewards"], data["next_values"], data["ends"]
@@ -433,9 +436,8 @@ if __name__ == "__main__":
             loss, epoch_stats = policy_loss(actor, b_data, args)
             actor_optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            actor_norms.append(clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True))
             actor_optimizer.step()
-            actor_norms.append(norm)
             stats.append(epoch_stats)
         with torch.no_grad():  # for the log: how far the policy has moved, and what the critics knew so far
             approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean()
@@ -449,9 +451,8 @@ if __name__ == "__main__":
                 v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(v_loss.detach())
         times.append(time.time())
 

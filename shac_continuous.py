@@ -19,7 +19,6 @@ Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --captu
 Train:   python shac_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
          87 minutes beside other runs on two CPU cores, return 7,310 (7,310 without noise; one seed; RPO paper, at about
          twice the steps: 8,206 and 8,206)
-Resume:  python shac_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import math
@@ -35,6 +34,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import tyro
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -104,6 +104,7 @@ TASK_DEFAULTS = {
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128},  # not in the paper
 }
+TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: inf
 
 
 # ALGO LOGIC: networks
@@ -170,7 +171,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -187,40 +188,43 @@ def rollout(env, actor, critic, normalizer, args):
     Returns the rollout as data, tensors (H, N, ...) without gradients; the returns R (N,) with their graph; and a list
     that the backward pass will fill with the gradients of the H actions u (N, A), the last one first.
     """
-    raw_obs = [env.detach()]  # the graph starts here: what came before belongs to the last rollout's gradient
-    returns, discount, action_grads, steps = 0.0, 1.0, [], []
+    raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
+    discount, action_grads, steps = torch.ones_like(raw_obs[:, 0]), [], []
     # the loss is - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
-    max_norm = args.max_action_grad_norm / (args.num_steps * env.num_envs)
+    max_norm = args.max_action_grad_norm / (args.num_steps * len(raw_obs))
 
     def on_backward(grad):  # called with the gradient of each u, on its way to the policy and to the earlier actions
         action_grads.append(grad)
         return limit_rows(grad, max_norm)
 
     for t in range(args.num_steps):
-        obs = normalizer(raw_obs[-1])
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         u = mean + log_std.exp() * torch.randn_like(mean)
         u.register_hook(on_backward)
         next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-
-        # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
-        values = torch.where(terminated[:, None], 0.0, critic(normalizer(infos["final_obs"])))
         done = terminated | truncated
-        end = done | (t == args.num_steps - 1)
-
-        # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-        # with a new episode gamma^t starts again at 1
-        returns = returns + discount * (reward + torch.where(end, args.gamma * values.mean(-1), 0.0))
-        discount = torch.where(done, 1.0, args.gamma * discount)
-
-        raw_obs.append(next_obs)
-        step = {"obs": obs, "mean": mean, "log_std": log_std, "rewards": reward}
-        step |= {"next_values": values.amin(-1), "ends": end, "dones": done}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
+        step |= {"rewards": reward, "discounts": discount}
+        step |= {"terminated": terminated, "dones": done, "ends": done | (t == args.num_steps - 1)}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs, discount = next_obs, torch.where(done, 1.0, args.gamma * discount)
+    data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+    # V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
+    final_obs = normalizer(data.pop("final_obs"))
+    with torch.no_grad():  # for the targets of the critics, which are numbers
+        data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).amin(-1))
+
+    # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
+    # with a new episode gamma^t starts again at 1.  Only these values have a gradient, to the last states
+    last = data["ends"] & ~data["terminated"]
+    values = torch.zeros_like(data["rewards"])
+    values[last] = critic(final_obs[last]).mean(-1)
+    returns = (data["discounts"] * (data["rewards"] + args.gamma * values)).sum(0)
 
     # data carries no gradient: whatever is learned from it reaches only the current policy and critics
-    data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
-    return data | {"raw_obs": torch.stack(raw_obs).detach()}, returns, action_grads
+    return {name: x.detach() for name, x in data.items()}, returns, action_grads
 
 
 def policy_loss(returns, args):
@@ -280,6 +284,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -289,7 +294,9 @@ if __name__ == "__main__":
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
     env.reset()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
@@ -299,19 +306,19 @@ if __name__ == "__main__":
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer}
     parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -326,17 +333,16 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads, start_time = torch.get_num_threads(), time.time()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         # lr_k = lr + (lr_end - lr) k / K
         fraction = (iteration - 1) / args.num_iterations
@@ -354,13 +360,12 @@ if __name__ == "__main__":
         del returns, loss  # and with them the graph
         times.append(time.time())
         torch.set_num_threads(num_threads)
-        actor_norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+        actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * len(data["obs"]) * env.num_envs  # of R
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of R
 
         # only now: within an iteration the policy and the critics must see one and the same normalisation
-        for raw_obs in data.pop("raw_obs"):
-            normalizer.update(raw_obs)
+        normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
         rewards, next_values, ends = data["rewards"], data["next_values"], data["ends"]
@@ -379,9 +384,8 @@ if __name__ == "__main__":
                 v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(v_loss.detach())
         times.append(time.time())
 

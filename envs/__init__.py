@@ -3,8 +3,8 @@
 The environments follow gymnasium's VectorEnv with automatic reset in the same step, with torch tensors in place of
 numpy arrays: see vector_env.py.  A task is one file: hopper.py, ant.py, ...  Tasks share quaternion.py and, where a
 robot floats, floating_base.py.  The robots are simulated in physics/, which knows nothing of tasks.  evaluate.py says
-how good a policy is, checkpoint.py loads that of a training script, command_line.py reads the scripts' flags, render.py
-and viewer.py make the pictures.
+how good a policy is, checkpoint.py loads that of a training script, command_line.py reads the scripts' flags, matmul.py
+makes their products fast on AMD's processors, render.py and viewer.py make the pictures.
 """
 
 import difflib
@@ -19,9 +19,10 @@ from envs.evaluate import evaluate
 from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
 from envs.humanoid import Humanoid
+from envs.matmul import use_onednn
 from envs.vector_env import VectorEnv
 
-__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make", "parse_args"]
+__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make", "parse_args", "use_onednn"]
 
 TASKS = {
     "hopper": Hopper,
