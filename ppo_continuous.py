@@ -22,7 +22,6 @@ become more likely, the others less.  Networks and settings are those with which
 Try:     python ppo_continuous.py --env-id ant --total-timesteps 2000000 --capture-video
 Train:   python ppo_continuous.py --env-id ant
          10M steps, return 5,590 (6,000 without noise; one seed; RPO paper 4,146, 4,340)
-Resume:  python ppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import math
@@ -38,6 +37,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import tyro
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -177,7 +177,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -195,25 +195,25 @@ class ReturnNormalizer(ObsNormalizer):
 @torch.no_grad()  # the rollout is data: PPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, return_normalizer, args):
     """H steps of every environment, as tensors (H, N, ...)."""
-    raw_obs, steps = [env.detach()], []
+    raw_obs, steps = env.detach(), []
     for _ in range(args.num_steps):
-        obs = normalizer(raw_obs[-1])
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         action = mean + log_std.exp() * torch.randn_like(mean)
         # the environment clamps the action to [-1, 1]; its density is that of the action as drawn
         next_obs, reward, terminated, truncated, infos = env.step(action)
 
-        raw_obs.append(next_obs)
-        step = {"obs": obs, "action": action, "mean": mean, "log_std": log_std, "rewards": reward}
-        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": terminated | truncated}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
+        step |= {"action": action, "rewards": reward, "terminated": terminated, "dones": terminated | truncated}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs = next_obs
     data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
     # V(s_t), and V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
     data["values"] = return_normalizer.restore(critic(data["obs"]))
     next_values = return_normalizer.restore(critic(normalizer(data.pop("final_obs"))))
-    data["next_values"] = torch.where(data.pop("terminated"), 0.0, next_values)
-    return data | {"raw_obs": torch.stack(raw_obs)}
+    data["next_values"] = torch.where(data["terminated"], 0.0, next_values)
+    return data
 
 
 def gae(rewards, values, next_values, dones, gamma, lam):
@@ -317,6 +317,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -326,7 +327,9 @@ if __name__ == "__main__":
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
     env.reset()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
@@ -335,13 +338,13 @@ if __name__ == "__main__":
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
     parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
@@ -349,7 +352,7 @@ if __name__ == "__main__":
             part.load_state_dict(checkpoint[name])
         if args.learning_rate != checkpoint["args"]["learning_rate"]:  # given again: it replaces the adapted one
             actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = args.learning_rate
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -364,17 +367,16 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads, start_time = torch.get_num_threads(), time.time()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         # ALGO LOGIC: a rollout, its advantages and the targets of the critic
         times = [time.time()]
@@ -389,8 +391,7 @@ if __name__ == "__main__":
         data["targets"] = return_normalizer(data["returns"])
 
         # only now: within an iteration the policy and the critics must see one and the same normalisation
-        for raw_obs in data.pop("raw_obs"):
-            normalizer.update(raw_obs)
+        normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
         b_data = {name: x.flatten(0, 1) for name, x in data.items()}
@@ -405,9 +406,8 @@ if __name__ == "__main__":
                 loss, mb_stats = policy_loss(actor, mb_data, args)
                 actor_optimizer.zero_grad()
                 loss.backward()
-                norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                actor_norms.append(clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 actor_optimizer.step()
-                actor_norms.append(norm)
                 stats.append(mb_stats)
                 kls.append(mb_stats["kl"])
                 times.append(time.time())
@@ -415,9 +415,8 @@ if __name__ == "__main__":
                 v_loss = critic_loss(critic, mb_data["obs"], mb_data["targets"])
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(v_loss.detach())
                 times.append(time.time())
 

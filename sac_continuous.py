@@ -12,16 +12,14 @@ Networks and targets are those with which the RPO paper (arXiv 2508.06214) runs 
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u) with u ~ N(mean, std^2), reward
     D                replay           the last buffer_size steps, with the true successor of each
-    Q_i              critic           i = 1, 2
-    Qbar_i           target_critic    the copies: Qbar <- (1 - tau) Qbar + tau Q after every update
+    Q_1, Q_2         critic           the smaller one counts
+    Qbar_1, Qbar_2   target_critic    their copies: Qbar <- (1 - tau) Qbar + tau Q after every update
     y                targets          discounted rewards of k <= n steps, plus gamma^k times the soft value after them
-    alpha            temperature      price of entropy
-    H, H bar         entropy          E[ -log pi(a|s) ], and the value -A/2 to which alpha draws it
+    alpha            temperature      price of entropy; it keeps H = E[ -log pi(a|s) ] near H bar = -A/2
 
 Try:     python sac_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
 Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472
          return 1,730 (2,520 without noise; one seed), still changing a lot
-Resume:  python sac_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import copy
@@ -38,7 +36,9 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import tyro
+from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import softplus
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -80,20 +80,20 @@ class Args:
     """environment steps with uniformly random actions before the first update"""
     buffer_size: int = 1_000_000
     """steps in the replay buffer, over all environments"""
-    num_updates: int | None = None
-    """updates after every num_steps steps; default: the task's"""
-    batch_size: int | None = None
-    """steps drawn from the buffer for one update; default: the task's"""
-    num_nsteps: int | None = None
-    """n, longest sum of rewards in a target; default: the task's"""
-    learning_rate: float | None = None
-    """of the actor; default: the task's"""
+    num_updates: int = 32
+    """updates after every num_steps steps"""
+    batch_size: int = 512
+    """steps drawn from the buffer for one update"""
+    num_nsteps: int = 3
+    """n, longest sum of rewards in a target"""
+    learning_rate: float = 5e-4
+    """of the actor"""
     critic_learning_rate: float = 5e-4
     """of the critics"""
     gamma: float = 0.99
     """discount factor"""
-    tau: float | None = None
-    """share of the critics that the target critics take over at every update; default: the task's"""
+    tau: float = 0.05
+    """share of the critics that the target critics take over at every update"""
     autotune: bool = True
     """adapt alpha to keep the entropy near -A/2; --no-autotune keeps it fixed"""
     alpha: float = 1.0
@@ -107,18 +107,16 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the RPO paper's settings (appendix G.1) for the two tasks on which it runs SAC
+# appendix G.1 of the RPO paper, which runs SAC on two tasks; the others have the defaults above, and more updates
 PAPER = {"total_timesteps": 10_000_000, "num_updates": 8, "batch_size": 2048}
-# not in the paper: four times as many updates for the same steps, on smaller batches
-OURS = {"num_envs": 64, "num_updates": 32, "batch_size": 512, "num_nsteps": 3, "learning_rate": 5e-4, "tau": 0.05}
 TASK_DEFAULTS = {
     "anymal": PAPER | {"num_envs": 128, "num_nsteps": 10, "learning_rate": 2e-3, "tau": 0.6},
     "humanoid": PAPER | {"num_envs": 64, "num_nsteps": 3, "learning_rate": 5e-4, "tau": 0.2},
-    "hopper": OURS | {"total_timesteps": 5_000_000},
-    "ant": OURS | {"total_timesteps": 5_000_000},
-    "cheetah": OURS | {"total_timesteps": 5_000_000},
-    "cartpole": OURS | {"total_timesteps": 500_000},
-    "hand_reorient": OURS | {"total_timesteps": 4_096_000},
+    "hopper": {"total_timesteps": 5_000_000, "num_envs": 64},
+    "ant": {"total_timesteps": 5_000_000, "num_envs": 64},
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 64},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 64},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64},
 }
 
 
@@ -199,7 +197,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -223,11 +221,10 @@ class Replay:
         self.count += 1
 
     def sample(self, batch_size, n, gamma):
-        """Windows of at most n steps from random places, as a batch (B, ...).
+        """Windows of k <= n steps from random places, as a batch (B, ...).
 
+        obs and action are those of the first step, next_obs and terminated those of the last, discount is gamma^k.
         A window stops after a step that ended its episode, and at the newest step: it never mixes two episodes.
-        Returns obs and action of its first step, the discounted sum of its rewards, the true successor of its last
-        step, whether that step was a fall, and gamma^k for its k steps.
         """
         device = self.data["reward"].device
         env = torch.randint(self.num_envs, (batch_size,), device=device)
@@ -254,15 +251,14 @@ class Replay:
     def load_state_dict(self, state):
         self.count = state["count"]
         for name, column in self.data.items():
-            # of several processes the first saves its steps; where their number has changed, some are left out or twice
-            columns = torch.arange(self.num_envs) % state[name].shape[1]
-            column[: len(self)] = state[name][:, columns]
+            # of several processes only the first saves its steps: if their number changes, some get lost or come twice
+            column[: len(self)] = state[name][:, torch.arange(self.num_envs) % state[name].shape[1]]
 
 
 @torch.no_grad()  # the steps are data: SAC needs no derivative of the simulator
 def collect(env, actor, normalizer, replay, args):
-    """num_steps steps of every environment into the buffer. Returns (return, length) of every episode that ended."""
-    raw_obs, episodes, dones = env.detach(), [], []
+    """H = num_steps steps of every environment into the buffer. Returns what the log needs, tensors (H, N, ...)."""
+    raw_obs, steps = env.detach(), []
     for _ in range(args.num_steps):
         if replay.count * args.num_envs < args.learning_starts:
             action = 2.0 * torch.rand(len(raw_obs), env.num_actions, device=raw_obs.device) - 1.0
@@ -272,11 +268,10 @@ def collect(env, actor, normalizer, replay, args):
         # raw observations: a batch is normalised when it is drawn, with the statistics of that time
         step = {"obs": raw_obs, "action": action, "reward": reward, "next_obs": infos["final_obs"]}
         replay.add(**step, terminated=terminated, truncated=truncated)
-        normalizer.update(raw_obs)
+        step = {"raw_obs": raw_obs, "dones": terminated | truncated}
+        steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
         raw_obs = next_obs
-        episodes.append(torch.stack([infos["episode"]["r"], infos["episode"]["l"]], 1))
-        dones.append(terminated | truncated)
-    return torch.cat(episodes)[torch.cat(dones)].tolist()
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
 
 def squashed_log_prob(u, mean, log_std):
@@ -354,6 +349,7 @@ if __name__ == "__main__":
         refuse("batch_size", f"expected a multiple of the {world_size} processes, got {args.batch_size}")
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -363,7 +359,9 @@ if __name__ == "__main__":
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
     env.reset()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs, num_actions).to(device)
     target_critic, normalizer = copy.deepcopy(critic), ObsNormalizer(num_obs).to(device)
@@ -375,13 +373,13 @@ if __name__ == "__main__":
     parts = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
     parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     parts |= {"temperature": temperature, "alpha_optimizer": alpha_optimizer}
+    torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters(), *temperature.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
@@ -389,7 +387,7 @@ if __name__ == "__main__":
             if name != "temperature" or args.alpha == checkpoint["args"]["alpha"]:  # a new --alpha wins
                 part.load_state_dict(checkpoint[name])
         replay.load_state_dict(checkpoint.pop("replay"))  # popped: it is as large as the buffer
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -404,17 +402,16 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * rollout_size + 1)
-        table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
         if start >= args.num_iterations:
             print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads, start_time = torch.get_num_threads(), time.time()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         actor_optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
@@ -423,12 +420,13 @@ if __name__ == "__main__":
         # ALGO LOGIC: steps of every environment into the replay buffer
         times = [time.time()]
         torch.set_num_threads(1)  # torch's other threads would take the cores from the simulator's
-        episodes.extend(collect(env, actor, normalizer, replay, args))
+        data = collect(env, actor, normalizer, replay, args)
         torch.set_num_threads(num_threads)
+        normalizer.update(data["raw_obs"].flatten(0, 1))
         times.append(time.time())
 
         # ALGO LOGIC: updates of the critics, the policy, the temperature and the target critics
-        critic_norms, v_losses, q_values, actor_norms, entropies = [], [], [], [], []
+        old_actor, stats = copy.deepcopy(actor), []
         for _ in range(args.num_updates if replay.count * args.num_envs >= args.learning_starts else 0):
             batch = replay.sample(args.batch_size // world_size, args.num_nsteps, args.gamma)
             batch["obs"], batch["next_obs"] = normalizer(batch["obs"]), normalizer(batch["next_obs"])
@@ -437,34 +435,36 @@ if __name__ == "__main__":
             v_loss = critic_loss(critic, batch, targets)
             critic_optimizer.zero_grad()
             v_loss.backward()
-            norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            critic_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             critic_optimizer.step()
-            critic_norms.append(norm)
-            v_losses.append(v_loss.detach())
-            q_values.append(targets.mean())
             times.append(time.time())
 
             loss, entropy = policy_loss(actor, critic, batch["obs"], alpha)
             actor_optimizer.zero_grad()
             loss.backward(inputs=[*actor.parameters()])  # the critics' weights are constants here
-            norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             actor_optimizer.step()
-            actor_norms.append(norm)
-            entropies.append(entropy)
             if args.autotune:
                 alpha_optimizer.zero_grad()
                 temperature_loss(temperature(), entropy, num_actions).backward()
-                nn.utils.clip_grad_norm_(temperature.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                clip_grad_norm_(temperature.parameters(), args.max_grad_norm, error_if_nonfinite=True)
                 alpha_optimizer.step()
             with torch.no_grad():  # the target critics are not learned: Qbar <- (1 - tau) Qbar + tau Q
                 for slow, weight in zip(target_critic.parameters(), critic.parameters()):
                     slow.lerp_(weight, args.tau)
+            stats.append({"value_loss": v_loss.detach(), "q_value": targets.mean(), "entropy": entropy})
+            stats[-1] |= {"actor_grad_norm": actor_norm, "critic_grad_norm": critic_norm}
             times.append(time.time())
+        with torch.no_grad():  # for the log: KL(old policy || new policy), how far these updates have moved it
+            obs = normalizer(data["raw_obs"])
+            old, new = (Normal(mean, log_std.exp()) for mean, log_std in (old_actor(obs), actor(obs)))
+            approx_kl = kl_divergence(old, new).sum(-1).mean()
 
         # TRY NOT TO MODIFY: log data
         if rank > 0:
             continue
         global_step = iteration * rollout_size
+        episodes.extend(torch.stack([data["episode_return"], data["episode_length"]], -1)[data["dones"]].tolist())
         mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()
         sps = (iteration - start) * rollout_size / (time.time() - start_time)
         seconds = [until - since for since, until in zip(times, times[1:])]
@@ -475,13 +475,13 @@ if __name__ == "__main__":
             "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
             "charts/diverged": env.diverged.item(),
             "losses/alpha": temperature().item(),
+            "losses/approx_kl": approx_kl.item(),
             "time/rollout": seconds[0],
             "time/critic": sum(seconds[1::2]),  # critics and actor take turns
             "time/actor": sum(seconds[2::2]),
         }
-        learned = {"value_loss": v_losses, "entropy": entropies, "q_value": q_values}
-        learned |= {"actor_grad_norm": actor_norms, "critic_grad_norm": critic_norms}
-        metrics |= {f"losses/{name}": torch.stack(values).mean().item() for name, values in learned.items() if values}
+        for name in stats[0] if stats else ():  # there are no updates while the actions are random
+            metrics[f"losses/{name}"] = torch.stack([update[name] for update in stats]).mean().item()
         left = (args.num_iterations - iteration) * rollout_size / sps / 60
         progress = f"step {global_step:,}/{args.num_iterations * rollout_size:,}"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
