@@ -31,11 +31,12 @@ LEARNING_RATE = (1e-12, 1.0)
 FIXED = ("env_id", "exp_name", "num_envs", "num_steps")
 
 
-def parse_args(Args, task_defaults, script, **limits):
+def parse_args(Args, task_defaults, script, fixed=(), **limits):
     """The flags as an `Args`, and the checkpoint to continue from or None.
 
     Args: the script's dataclass of flags.  What is not given on the command line is that of the checkpoint or, without
     one, of task_defaults[env_id], a dictionary; else the default in the dataclass.
+    fixed: flags that have to be those of the checkpoint, beside FIXED.
     limits: (smallest, largest) for numbers of this script, where LIMITS does not fit.
     """
     args, checkpoint = tyro.cli(Args), None
@@ -47,7 +48,7 @@ def parse_args(Args, task_defaults, script, **limits):
         except (TypeError, ValueError) as error:
             refuse("checkpoint", error)
     args = tyro.cli(Args, default=default)
-    for name in FIXED if checkpoint else ():
+    for name in (*FIXED, *fixed) if checkpoint else ():
         if getattr(args, name) != getattr(default, name):
             refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {getattr(args, name)}")
     _check_numbers(args, LIMITS | limits)
