@@ -456,10 +456,9 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, episodes = 0, deque(maxlen=100)
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        start = checkpoint["iteration"]
-        episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         for optimizer in (actor_optimizer, critic_optimizer):  # flags given again win over those of the checkpoint
@@ -481,6 +480,7 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
@@ -575,12 +575,13 @@ if __name__ == "__main__":
         seconds = [until - since for since, until in zip(times, times[1:])]
         metrics |= {"time/rollout": seconds[0], "time/critic": sum(seconds[1::2]), "time/actor": sum(seconds[2::2])}
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
-        progress = f"step {global_step:,}/{args.num_iterations * args.batch_size:,}"
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
         if args.eval_freq and iteration % args.eval_freq == 0:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}

@@ -339,8 +339,7 @@ if __name__ == "__main__":
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
-    # betas and weight decay as in the code of SAPO, on which the RPO paper builds
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}  # as in SAPO's code, on which RPO's builds
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     temperature = Temperature(args.alpha).to(device)
@@ -354,10 +353,9 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, episodes = 0, deque(maxlen=100)
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        start = checkpoint["iteration"]
-        episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             if name != "temperature" or args.alpha == checkpoint["args"]["alpha"]:  # a new --alpha wins
                 part.load_state_dict(checkpoint[name])
@@ -377,6 +375,7 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
@@ -468,12 +467,13 @@ if __name__ == "__main__":
         for name, since, until in zip(("rollout", "backward", "actor", "critic"), times, times[1:]):
             metrics[f"time/{name}"] = until - since
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
-        progress = f"step {global_step:,}/{args.num_iterations * args.batch_size:,}"
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
         if args.eval_freq and iteration % args.eval_freq == 0:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}

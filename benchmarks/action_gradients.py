@@ -1,25 +1,23 @@
 """How long the rows of the action gradient are, grad_u R of one action in one environment, and how unequal.
 
-    python benchmarks/action_gradients.py --output benchmarks/results/action_gradients.csv
-    python benchmarks/action_gradients.py --checkpoint runs/<run>/checkpoint.pt
+    python -m benchmarks.action_gradients --output benchmarks/results/action_gradients.csv
+    python -m benchmarks.action_gradients --checkpoint runs/<run>/checkpoint.pt
 
 Rollouts of rpo_continuous.py with the task's number of environments, by a policy that nothing has trained or by that of
 a checkpoint; no networks are updated.  Lengths over all rows of all rollouts, after a warm-up that brings the
 environments to different moments of their episodes.
 """
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import envs  # noqa: E402
-import rpo_continuous as rpo  # noqa: E402
-from benchmarks.provenance import write_rows  # noqa: E402
+import envs
+import rpo_continuous as rpo
+from benchmarks.provenance import steps_of, write_rows
+from envs.checkpoint import load_checkpoint
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 COLUMNS = ("env_id", "global_step", "num_envs", "num_steps", "rows", *QUANTILES)
@@ -43,40 +41,49 @@ class Args:
     """write the table to this CSV file as well"""
 
 
-def measure(env_id, state, args):
-    """A row for each length of the rollouts; state: of a checkpoint, or None."""
-    torch.manual_seed(args.seed)
-    settings = rpo.Args(env_id=env_id, **rpo.TASK_DEFAULTS[env_id])
-    env = envs.make(env_id, num_envs=settings.num_envs, seed=args.seed)
-    env.reset()
-    num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
-    networks = {"actor": rpo.Actor(num_obs, num_actions), "critic": rpo.Critic(num_obs)}
-    networks["normalizer"] = rpo.ObsNormalizer(num_obs)
-    for name, network in networks.items():
-        if state is not None:
-            network.load_state_dict(state[name])
-    settings.num_steps = args.warm_up
+class Rollouts:
+    """RPO's environments and networks, which nothing trains here, on a task."""
+
+    def __init__(self, env_id, checkpoint, seed):
+        torch.manual_seed(seed)
+        self.settings = rpo.Args(env_id=env_id, **rpo.TASK_DEFAULTS[env_id])
+        self.env = envs.make(env_id, num_envs=self.settings.num_envs, seed=seed)
+        self.env.reset()
+        self.actor, self.critic = rpo.Actor(self.env.num_obs, self.env.num_actions), rpo.Critic(self.env.num_obs)
+        self.normalizer = rpo.ObsNormalizer(self.env.num_obs)
+        for name in ("actor", "critic", "normalizer") if checkpoint else ():
+            getattr(self, name).load_state_dict(checkpoint[name])
+
+    def make(self, num_steps):
+        """The returns and actions of one; afterwards the normaliser knows its observations, as in the script."""
+        self.settings.num_steps = num_steps
+        data, returns, us = rpo.rollout(self.env, self.actor, self.critic, self.normalizer, self.settings)
+        self.normalizer.update(data["raw_obs"].flatten(0, -2))
+        return returns, us
+
+
+def measure(env_id, checkpoint, args):
+    """A row for each length of the rollouts; checkpoint: its content, or None."""
+    rollouts = Rollouts(env_id, checkpoint, args.seed)
     with torch.no_grad():
-        rpo.rollout(env, *networks.values(), settings)
-    for settings.num_steps in args.num_steps:
-        lengths = []
-        for _ in range(args.total_steps // settings.num_steps):
-            _, returns, us, _ = rpo.rollout(env, *networks.values(), settings)
-            lengths.append(rpo.action_gradients(returns, us).norm(dim=-1).flatten())
-        lengths = torch.cat(lengths)
+        rollouts.make(args.warm_up)
+    for num_steps in args.num_steps:
+        repeats = range(args.total_steps // num_steps)
+        rows = torch.cat([rpo.action_gradients(*rollouts.make(num_steps)).flatten(0, 1) for _ in repeats])
+        lengths = rows.norm(dim=-1)
         # kthvalue instead of quantile, which refuses more than 16 million numbers
         values = [lengths.kthvalue(max(1, round(q * len(lengths)))).values.item() for q in QUANTILES.values()]
-        known = (env_id, state["global_step"] if state else 0, settings.num_envs, settings.num_steps, len(lengths))
+        known = (env_id, steps_of(checkpoint), rollouts.env.num_envs, num_steps, len(lengths))
         yield dict(zip(COLUMNS, (*known, *(f"{value:.3g}" for value in values))))
-    env.close()
+    rollouts.env.close()
 
 
 def main():
-    args, state = tyro.cli(Args), None
+    args, checkpoint = tyro.cli(Args), None
     if args.checkpoint:
-        state = torch.load(args.checkpoint, weights_only=True)
-        args.env_ids = (state["args"]["env_id"],)
-    rows = [row for env_id in args.env_ids for row in measure(env_id, state, args)]
+        checkpoint = load_checkpoint(args.checkpoint, "rpo_continuous.py")
+        args.env_ids = (checkpoint["args"]["env_id"],)
+    rows = [row for env_id in args.env_ids for row in measure(env_id, checkpoint, args)]
     for row in rows:
         print(row)
     if args.output:

@@ -1,24 +1,18 @@
-"""Everything that benchmarks/results shows: `python benchmarks/plot.py`.
+"""The figures of benchmarks/results: `python -m benchmarks.plot`; `python -m benchmarks.tables` writes the tables.
 
-Writes results/<env_id>.png (learning curves of a task), results/all.png (of four tasks, for the README),
-results/ablations_<env_id>.png, results/scaling_<device>.png (speed against the number of environments), RESULTS.md, and
-the tables between the markers of the README, docs/performance.md and docs/robustness.md.
+results/<env_id>.png: learning curves of a task; results/all.png: of four tasks, for the README;
+results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments.
 """
 
 import itertools
-import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import tables  # noqa: E402
-from benchmarks.records import (  # noqa: E402
+from benchmarks import tables
+from benchmarks.records import (
     ABLATIONS,
-    BENCHMARKS,
     RESULTS,
-    ROOT,
     SCRIPTS,
     final_returns,
     groups_of,
@@ -31,8 +25,6 @@ from benchmarks.records import (  # noqa: E402
 )
 
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
-DOCS = ROOT / "docs"
-PAGES = (BENCHMARKS / "RESULTS.md", ROOT / "README.md", DOCS / "performance.md", DOCS / "robustness.md")
 LINES = ("-", "--", ":", "-.")
 
 
@@ -161,7 +153,7 @@ def plot_scaling(path):
     finish(figure, axes[0], path.with_suffix(".png"), ncols=3)
 
 
-def main(results=RESULTS, pages=PAGES):
+def main(results=RESULTS):
     runs = [run for run in read_all(results) if is_standard(run)]
     for env_id in tasks_of(runs):
         plot_task(env_id, runs, results / f"{env_id}.png")
@@ -171,11 +163,6 @@ def main(results=RESULTS, pages=PAGES):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):
         plot_scaling(path)
-    page, readme, performance, robustness = pages
-    page.write_text(tables.results_page(results, page))
-    readme.write_text(tables.filled_readme(results, readme))
-    performance.write_text(tables.filled_performance(results, performance))
-    robustness.write_text(tables.filled_robustness(results, robustness))
 
 
 if __name__ == "__main__":

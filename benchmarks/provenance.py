@@ -4,6 +4,7 @@ import csv
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,12 +29,19 @@ def provenance(command, device, commit=None, date=None):
 
 def write_rows(path, rows, device="cpu"):
     """A table as the results file of the present command. rows: dictionaries, of which some may lack last columns."""
-    header = provenance("python " + " ".join(sys.argv), device)  # before the file is changed
+    module = sys.modules["__main__"].__spec__.name
+    header = provenance(shlex.join(["python", "-m", module, *sys.argv[1:]]), device)  # before the file is changed
     with open(path, "w", newline="") as file:
         file.write(header)
         writer = csv.DictWriter(file, max(rows, key=len))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def steps_of(checkpoint):
+    """Environment steps after which a checkpoint was written; 0 for None."""
+    args = checkpoint["args"] if checkpoint else None
+    return checkpoint["iteration"] * args["num_envs"] * args["num_steps"] if args else 0
 
 
 def current_commit():

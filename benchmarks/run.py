@@ -1,12 +1,13 @@
 """Run scripts x tasks x seeds, several at once, and collect their results.
 
-    python benchmarks/run.py --scripts rpo sapo shac --env-ids hopper ant --seeds 1 2 3 --jobs 2
-    python benchmarks/run.py --scripts rpo --env-ids hopper --seeds 1 2 --name rpo_no_kl --flags="--kl-coef 0"
+    python -m benchmarks.run --scripts rpo sapo shac --env-ids hopper ant --seeds 1 2 3 --jobs 2
+    python -m benchmarks.run --scripts rpo --env-ids hopper --seeds 1 2 --name rpo_no_kl --flags="--kl-coef 0"
 
 The same command after an interruption goes on: runs whose results file exists are skipped, those with a checkpoint are
-resumed, on a CPU to the very bit.  Ctrl-C lets the running ones write their checkpoints.  What a run prints goes to
-runs/<name>__<env_id>__<seed>.log.  On a CPU the jobs share the cores evenly; with one thread each, as many jobs as
-there are cores make the most steps per second in total.
+resumed, on a CPU to the very bit.  Ctrl-C and SIGTERM end the running ones as well; each loses the iteration that it is
+in (SAC: what it did since the last checkpoint).  What a run prints goes to runs/<name>__<env_id>__<seed>.log.  On a CPU
+the jobs share the cores evenly; with one thread each, as many jobs as there are cores make the most steps per second in
+total.
 """
 
 import fcntl
@@ -23,12 +24,11 @@ from typing import Literal
 
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import envs  # noqa: E402
-from benchmarks.collect import RESULTS, collect, is_finished  # noqa: E402
-from benchmarks.provenance import current_commit  # noqa: E402
+import envs
+from benchmarks.collect import collect, is_finished
+from benchmarks.provenance import current_commit
+from benchmarks.records import RESULTS, ROOT
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = tuple(sorted(path.name.removesuffix("_continuous.py") for path in ROOT.glob("*_continuous.py")))
 
 
@@ -79,8 +79,8 @@ class Run:
         return re.findall(pattern, self.log.read_text(), re.MULTILINE) if self.log.exists() else []
 
     def run_dir(self):
-        """The run folder that the log names, None before the first start."""
-        folders = self.logged(r"^run folder (.*)$")
+        """The run folder that the log names last, None where it names none."""
+        folders = self.logged(r"^run folder (.*?); --checkpoint ")
         return self.folder / folders[-1] if folders else None
 
     def foreign_result(self):
@@ -99,10 +99,9 @@ class Run:
 
     def start(self, num_threads):
         """Start the process, from its checkpoint where it has one."""
-        run_dir = self.run_dir()
         _, script, *flags = shlex.split(self.command)
-        if run_dir is not None and (run_dir / "checkpoint.pt").exists():
-            flags = ["--checkpoint", str(run_dir.relative_to(self.folder) / "checkpoint.pt")]
+        if (run_dir := self.run_dir()) and (run_dir / "checkpoint.pt").exists():
+            flags = ["--checkpoint", str(run_dir / "checkpoint.pt")]
         environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a") as log:
@@ -112,8 +111,8 @@ class Run:
                 raise RuntimeError(f"{self.label}: another process is already running it ({self.log})") from error
             log.write(f"# command: {self.command}, commit: {current_commit()}\n")
             log.flush()
-            # a session of its own: Ctrl-C is forwarded once, a second one would end it without a checkpoint
             options = {"cwd": self.folder, "env": environment, "stdout": log, "stderr": subprocess.STDOUT}
+            # a session of its own: the terminal's Ctrl-C is forwarded, once, as every other end is
             return subprocess.Popen([sys.executable, str(ROOT / script), *flags], start_new_session=True, **options)
 
     def collect(self):
@@ -143,7 +142,7 @@ def still_to_do(runs):
             print(f"{run.label}: skipped, {run.output.name} exists")
             continue
         run.check_command()
-        if run.run_dir() is not None and is_finished(run.run_dir()):
+        if run.run_dir() and is_finished(run.run_dir()):
             print(f"{run.label}: collected, {run.collect()}")
         else:
             left.append(run)
@@ -164,9 +163,8 @@ def run_all(waiting, jobs):
                 if process.poll() is None:
                     continue
                 del running[run]
-                minutes = (time.time() - since) / 60.0
                 if process.returncode == 0:
-                    print(f"{run.label}: done after {minutes:.1f} min, {run.collect()}", flush=True)
+                    print(f"{run.label}: done after {(time.time() - since) / 60:.1f} min, {run.collect()}", flush=True)
                 else:
                     failures += 1
                     print(f"{run.label}: failed with exit code {process.returncode}, see {run.log}", flush=True)

@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md and the tables of the README, as text; `python benchmarks/plot.py` writes them.
+"""RESULTS.md, and the tables of the README, docs/performance.md and docs/robustness.md: `python -m benchmarks.tables`.
 
 A number in them comes from a results file or from paper.csv, nowhere else.
 """
@@ -13,6 +13,9 @@ from scipy.stats import bootstrap, trim_mean
 
 from benchmarks.records import (
     ABLATIONS,
+    BENCHMARKS,
+    RESULTS,
+    ROOT,
     SCRIPTS,
     TASKS,
     final_returns,
@@ -225,8 +228,8 @@ def training(path, page):
 # pages
 RESULTS_PAGE = """# Results
 
-Written by `python benchmarks/plot.py` from the files in [results](results) and from [paper.csv](paper.csv): do not
-edit.
+Written by `python -m benchmarks.tables`, the figures by `python -m benchmarks.plot`, from the files in
+[results](results) and from [paper.csv](paper.csv): do not edit.
 
 A return is the mean of 128 evaluation episodes of the final policy, undiscounted, with the policy's noise
 (stochastic) or without it (deterministic). Over several seeds: mean +- standard deviation (n - 1) of these means, and
@@ -313,11 +316,16 @@ def all_files(kind, results, page):
 
 
 def filled_readme(results, page):
-    """The text of the README, with the tables between its markers made anew."""
-    runs, paper, text = read_all(results), read_paper(), page.read_text()
+    """The text of the README, with the tables between its markers made anew, and the lengths of the scripts."""
+    runs, paper = read_all(results), read_paper()
+    text = re.sub(r"(\| \[(\w+_continuous\.py)\].* \|) \d+ \|", with_length, page.read_text())
     text = filled(text, "results", overview(runs, paper))
     text = filled(text, "rpo", settings_of("rpo", runs, paper, page))
     return filled(text, "throughput", all_files(throughput, results, page))
+
+
+def with_length(row):
+    return f"{row[1]} {len((ROOT / row[2]).read_text().splitlines())} |"
 
 
 def critic_steps(path):
@@ -380,3 +388,21 @@ def filled(text, name, block):
     if not re.search(pattern, text, re.DOTALL):
         raise ValueError(f"expected the lines <!-- {name}: begin --> and <!-- {name}: end -->, got none")
     return re.sub(pattern, lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text, flags=re.DOTALL)
+
+
+PAGES = {
+    BENCHMARKS / "RESULTS.md": results_page,
+    ROOT / "README.md": filled_readme,
+    ROOT / "docs" / "performance.md": filled_performance,
+    ROOT / "docs" / "robustness.md": filled_robustness,
+}
+
+
+def main():
+    for page, text in PAGES.items():
+        page.write_text(text(RESULTS, page))
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

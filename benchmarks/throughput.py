@@ -1,9 +1,9 @@
 """How many environment steps per second: forward, and forward plus backward through 32 steps (env-steps counted once).
 
-    python benchmarks/throughput.py --env-ids hopper --num-envs 16 256 4096
-    python benchmarks/throughput.py --output benchmarks/results/throughput_cpu.csv
-    python benchmarks/throughput.py --train --output benchmarks/results/training_cpu.csv
-    python benchmarks/throughput.py --train --train-up-to 1024 --iterations 7 --repeats 2 --threads 2 \
+    python -m benchmarks.throughput --env-ids hopper --num-envs 16 256 4096
+    python -m benchmarks.throughput --output benchmarks/results/throughput_cpu.csv
+    python -m benchmarks.throughput --train --output benchmarks/results/training_cpu.csv
+    python -m benchmarks.throughput --train --train-up-to 1024 --iterations 7 --repeats 2 --threads 2 \
         --env-ids hopper ant --num-envs 16 64 256 1024 4096 16384 65536 --output benchmarks/results/scaling_cpu.csv
 
 Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task and number of environments one
@@ -12,7 +12,6 @@ its environment steps per second, learning and logging included, `start_s` the s
 first iteration, and the other columns what an iteration of it spends its time on, in milliseconds.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -27,10 +26,10 @@ import torch
 import tyro
 import warp as wp
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-import envs  # noqa: E402
-from benchmarks.provenance import write_rows  # noqa: E402
+import envs
+from benchmarks.events import read_rows
+from benchmarks.provenance import write_rows
+from benchmarks.records import ROOT
 
 # parallel environments, as in the RPO paper, which has no cheetah and no cartpole
 NUM_ENVS = {
@@ -114,28 +113,29 @@ def measure_training(args, row):
     flags["total-timesteps"] = args.iterations * batch_size
     command = [sys.executable, str(ROOT / "rpo_continuous.py"), *(f"--{name}={value}" for name, value in flags.items())]
     command.append("--cuda" if args.device == "cuda" else "--no-cuda")
-    environment = os.environ | ({"OMP_NUM_THREADS": str(row["threads"])} if args.device == "cpu" else {})
+    rows, start = timed_run(command, {"OMP_NUM_THREADS": str(row["threads"])} if args.device == "cpu" else {})
+    walls, rows = [line["wall_s"] for line in rows[warm_up(args) - 1 :]], rows[warm_up(args) :]
+    wall = median(after - before for before, after in zip(walls, walls[1:]))
+    times = {name: median(line[f"time/{name}"] for line in rows) for name in ("rollout", "backward", "actor", "critic")}
+    # the rollout is the simulator's forward pass, as measured alone, and the policy and the critics in between
+    simulator = batch_size / row["forward"]
+    parts = {"simulator_forward": simulator, "networks_in_rollout": times.pop("rollout") - simulator, **times}
+    parts["rest"] = wall - sum(parts.values())
+    milliseconds = {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in parts.items()}
+    return {"training": round(batch_size / wall), "start_s": round(start, 1)} | milliseconds
+
+
+def timed_run(command, environment):
+    """The log of a run of RPO, and the seconds from the start of its process to the end of its first iteration."""
     with tempfile.TemporaryDirectory() as folder:
+        options = {"cwd": folder, "env": os.environ | environment, "stdout": subprocess.PIPE, "text": True}
         start = time.time()
-        with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, **options) as process:
             ends = [time.time() for line in process.stdout if line.startswith("step ")]
         if process.returncode:
             sys.exit(f"{' '.join(command)}: failed with exit code {process.returncode}")
-        (path,) = Path(folder).glob("runs/*/metrics.csv")
-        rows = [line for line in csv.DictReader(path.read_text().splitlines()) if line["SPS"]]
-    walls = [float(line["wall_s"]) for line in rows]
-    times = {
-        "wall": median(after - before for before, after in zip(walls[warm_up(args) - 1 :], walls[warm_up(args) :]))
-    }
-    for name in ("rollout", "backward", "actor", "critic"):
-        times[name] = median(float(line[f"time_{name}"]) for line in rows[warm_up(args) :])
-    # the rollout is the simulator's forward pass, as measured alone, and the policy and the critics in between
-    simulator = batch_size / row["forward"]
-    parts = {"simulator_forward": simulator, "networks_in_rollout": times["rollout"] - simulator}
-    parts |= {name: times[name] for name in ("backward", "actor", "critic")}
-    parts["rest"] = times["wall"] - sum(parts.values())
-    milliseconds = {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in parts.items()}
-    return {"training": round(batch_size / times["wall"]), "start_s": round(ends[0] - start, 1)} | milliseconds
+        (run_dir,) = Path(folder).glob("runs/*")
+        return read_rows(run_dir), ends[0] - start
 
 
 def main():

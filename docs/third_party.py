@@ -1,12 +1,10 @@
-"""Train an environment of this folder with a library that knows nothing of it: `python docs/third_party.py`.
+"""Train an environment of this folder with a library that knows nothing of it: `python -m docs.third_party`.
 
 The library is skrl, unmodified: its PPO, networks and scaling. Explained in docs/third_party.md; needs
 `pip install skrl "gymnasium[array-api]"`. Less than a minute on one CPU core.
 """
 
-import sys
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +17,7 @@ from skrl.resources.preprocessors.torch import RunningStandardScaler
 from skrl.utils import set_seed
 from skrl.utils.model_instantiators.torch import deterministic_model, gaussian_model
 
-sys.path.append(str(Path(__file__).parent.parent))
-import envs  # noqa: E402
+import envs
 
 
 def make_env(env_id, num_envs, **options):

@@ -10,6 +10,7 @@ import os
 import sys
 
 import tyro
+import warp as wp
 
 from envs.checkpoint import load_checkpoint
 
@@ -39,6 +40,7 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
     fixed: flags that have to be those of the checkpoint, beside FIXED.
     limits: (smallest, largest) for numbers of this script, where LIMITS does not fit.
     """
+    wp.config.log_level = wp.LOG_WARNING  # no banner, and no line for every kernel module
     args, checkpoint = tyro.cli(Args), None
     default = Args(**{"env_id": args.env_id} | task_defaults[args.env_id])
     if args.checkpoint is not None:

@@ -105,10 +105,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         if seed is not None:
             self.generator.manual_seed(whole_number("seed", seed, at_least=0))
-        noise = self._reset_noise()
-        self.joint_q, self.joint_qd = self._new_state(noise)
+        self._draw_noise()
+        self.joint_q, self.joint_qd = self._initial_state()
         if self.num_goal > 0:
-            self.goal = self.sample_goal(noise)
+            self.goal = self.sample_goal(self.noise)
             self.successes = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self.last_action = torch.zeros(self.num_envs, self.num_actions, device=self.device)
         self.episode_return = torch.zeros(self.num_envs, device=self.device)
@@ -136,29 +136,25 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         the error for NaN in an action comes with the next detach(): until then its environment has diverged.
         """
         self._check_usable()
-        action = self._checked_action(action).clamp(-1.0, 1.0)
-        noise = self._reset_noise()
-        diverged = self._advance(action, noise)
+        self._check_action(action)
+        self._draw_noise()
+        action = action.clamp(-1.0, 1.0)
+        self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
+        self.last_action = action
+        self._restart(diverged)  # at once: nothing below could be computed from a state that has blown up
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
-        infos |= self._renew_goals(final_obs, diverged, noise)
-        obs = self._begin_episodes(terminated | truncated, final_obs, noise)
+        if self.num_goal > 0:
+            infos |= self._renew_goals(final_obs, diverged)
+        obs = self._begin_episodes(terminated | truncated, final_obs)
         return obs, reward, terminated, truncated, infos | {"final_obs": final_obs}
-
-    def _advance(self, action, noise):
-        """Simulate one step; environments that blow up are put into their new state at once."""
-        self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
-        self.last_action = action
-        if self._may_hold(diverged):
-            self._restart(diverged, noise)
-            self.diverged = self.diverged + diverged.sum()
-        return diverged
 
     @torch.no_grad()  # the end of an episode is a comparison, and its statistics are only reported
     def _end_of_episodes(self, final_obs, reward, diverged):
         self.episode_return = self.episode_return + reward
         self.episode_length = self.episode_length + 1
+        self.diverged = self.diverged + diverged.sum()
         terminated = self.is_terminal(final_obs) | diverged
         truncated = (self.episode_length >= self.max_episode_steps) & ~terminated
         done = terminated | truncated
@@ -167,30 +163,31 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return terminated, truncated, infos
 
     @torch.no_grad()
-    def _renew_goals(self, final_obs, diverged, noise):
-        if self.num_goal == 0:
-            return {}
+    def _renew_goals(self, final_obs, diverged):
         reached = self.is_goal_reached(final_obs) & ~diverged
         self.successes = self.successes + reached
-        self.goal = torch.where(reached[:, None], self.sample_goal(noise), self.goal)
+        self.goal = torch.where(reached[:, None], self.sample_goal(self.noise), self.goal)
         return {"successes": self.successes}
 
-    def _begin_episodes(self, done, final_obs, noise):
+    def _begin_episodes(self, done, final_obs):
         if self.num_goal == 0 and not self._may_hold(done):
             return final_obs
-        self._restart(done, noise)
+        self._restart(done)
         self.episode_return = self.episode_return.masked_fill(done, 0.0)
         self.episode_length = self.episode_length.masked_fill(done, 0)
         return self._observe()
 
-    def _restart(self, rows, noise):
-        joint_q, joint_qd = self._new_state(noise)
+    def _restart(self, rows):
+        """Put the environments of these rows into new states; the same ones again if it is called twice in a step."""
+        if not self._may_hold(rows):
+            return
+        joint_q, joint_qd = self._initial_state()
         # the rows that start anew enter as constants; where() leaves the gradient of the other rows as it is
         self.joint_q = torch.where(rows[:, None], joint_q, self.joint_q)
         self.joint_qd = torch.where(rows[:, None], joint_qd, self.joint_qd)
         self.last_action = torch.where(rows[:, None], 0.0, self.last_action)
         if self.num_goal > 0:
-            self.goal = torch.where(rows[:, None], self.sample_goal(noise), self.goal)
+            self.goal = torch.where(rows[:, None], self.sample_goal(self.noise), self.goal)
             self.successes = self.successes.masked_fill(rows, 0)
 
     def _may_hold(self, rows):
@@ -253,13 +250,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def close_extras(self, **kwargs):
         self.simulator.close()
 
-    def _reset_noise(self):
-        # at every step, for every environment: no environment's future may depend on which others fell
+    def _draw_noise(self):
+        """What every environment would start from if an episode, or a goal, began in this step."""
+        # drawn for all of them at every step: no environment's future may depend on which others fell
         shape = (self.num_envs, self.reset_noise_size)
-        return 2.0 * torch.rand(shape, generator=self.generator, device=self.device) - 1.0
+        self.noise = 2.0 * torch.rand(shape, generator=self.generator, device=self.device) - 1.0
 
-    def _new_state(self, noise):
-        return self.sample_state(noise) if self.stochastic_reset else self.rest_state()
+    def _initial_state(self):
+        return self.sample_state(self.noise) if self.stochastic_reset else self.rest_state()
 
     def _observe(self):
         return self.observe(self.joint_q, self.joint_qd, self.last_action)
@@ -270,12 +268,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if self.joint_q is None:
             raise RuntimeError("the environment has no state yet: call reset() first")
 
-    def _checked_action(self, action):
+    def _check_action(self, action):
         self._check_tensor("action", action, self.num_actions)
         self.nan_actions = self.nan_actions | action.isnan().any(dim=1)
         if not action.is_cuda:  # there the host would wait for the GPU at every step
             self._refuse_nan_actions()
-        return action
 
     def _refuse_nan_actions(self):
         if self.nan_actions.any():

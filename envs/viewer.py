@@ -5,19 +5,16 @@
 
 Needs viser (`pip install viser`) and no display.  From another machine: `ssh -L 8080:localhost:8080 <host>`.
 
-A policy is a class in the script that trained it.  So the script itself replays it, as with `--eval-only
---capture-video`, in environments that take down the pose of the robot in place of a picture.
+The episode is that of an evaluation (evaluate.py) in one environment with the same seed.
 """
 
 import contextlib
-import importlib.util
 import io
 import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -31,8 +28,7 @@ from envs.physics.kinematics import forward_kinematics
 from envs.physics.model import build_model
 from envs.render import HALF_HEIGHT_OF_VIEW, TILES, VIEW, color_of
 
-ROOT = Path(__file__).parent.parent  # where the scripts are
-EVERY = 2  # steps per frame, as in the scripts' videos
+EVERY = 2  # steps per frame, as in films
 TILES_PER_SIDE = 40  # of the ground, 1 m each
 
 
@@ -62,52 +58,25 @@ def usage_error(message):
 
 
 # One episode
-def untrained_episode(env, actions, seed):
-    """Poses (frames, nq) of one episode."""
-    env.reset(seed=seed)
-    generator, poses = torch.Generator().manual_seed(seed), []
-    for t in range(env.max_episode_steps):
-        if t % EVERY == 0:
-            poses.append(env.drawn_joint_q(0))
-        action = 2.0 * torch.rand(1, env.num_actions, generator=generator) - 1.0
-        if env.step(action if actions == "random" else 0.0 * action)[4]["_episode"].any():
-            break
-    return torch.stack(poses)
+def random_actions(env):
+    """A policy: torch's random numbers, uniform in [-1, 1]."""
+    return lambda obs: 2.0 * torch.rand(env.num_envs, env.num_actions) - 1.0
 
 
-def trained_episode(state, checkpoint, seed):
-    """The same of the policy in a checkpoint, by the script that wrote it; the script reports what is wrong with it."""
-    spec = importlib.util.spec_from_file_location("script", ROOT / state["script"])
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def no_actions(env):
+    return lambda obs: torch.zeros(env.num_envs, env.num_actions)
+
+
+def poses_of_episode(env, policy, seed):
+    """Poses (frames, nq) of the first environment during an evaluation, every EVERY steps."""
     poses = []
 
-    def make(*args, **options):
-        env = envs.make(*args, **options)
-        env.render = lambda: env.drawn_joint_q(0).cpu().clone()
-        return env
+    def watch(running, infos):
+        if running[0]:
+            poses.append(env.drawn_joint_q(0))
 
-    def write_video(frames, path):
-        poses.extend(frames)
-        return f"{len(frames)} frames"
-
-    script.envs, script.write_video = SimpleNamespace(make=make), write_video
-    flags = ["--eval-only", "--capture-video", "--num-eval-envs", "1", "--seed", str(seed)]
-    sys.argv = [state["script"], "--checkpoint", checkpoint, *flags]
-    script.main()
-    return torch.stack(poses)
-
-
-def load_checkpoint(path):
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        script, env_id = state["script"], state["args"]["env_id"]
-        if env_id not in envs.ENV_IDS or script not in [file.name for file in ROOT.glob("*.py")]:
-            raise ValueError(f"written by {script} for {env_id}")
-        return state
-    except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        usage_error(f"--checkpoint: expected a checkpoint.pt of a script in {ROOT}, got {path!r} ({reason})")
+    envs.evaluate(env, policy, seed, watch=watch)
+    return torch.stack(poses)[::EVERY]
 
 
 # The scene
@@ -213,35 +182,35 @@ def play(server, env, poses, follow):
 
 
 def parse_args():
-    """The command line, with the task filled in, and the content of the checkpoint if there is one."""
-    args, state = tyro.cli(Args), None
+    """The command line with the task filled in, and the policy of the checkpoint if there is one."""
+    args, policy = tyro.cli(Args), None
     if args.checkpoint:
-        state = load_checkpoint(args.checkpoint)
-        env_id = state["args"]["env_id"]
-        if args.env_id not in (None, env_id):
-            usage_error(f"--env-id: expected {env_id}, the task of --checkpoint, got {args.env_id}")
-        args.env_id = env_id
+        try:
+            policy, run = envs.load_policy(args.checkpoint)
+        except ValueError as error:
+            usage_error(str(error).replace("path", "--checkpoint", 1))
+        if args.env_id not in (None, run["env_id"]):
+            usage_error(f"--env-id: expected {run['env_id']}, the task of --checkpoint, got {args.env_id}")
+        args.env_id = run["env_id"]
     elif args.env_id is None:
         usage_error("--env-id: expected a task, or --checkpoint in its place, got neither")
     if args.record and not Path(args.record).absolute().parent.is_dir():
         usage_error(f"--record: expected a file in an existing folder, got {args.record!r}")
     if args.seed < 0:
         usage_error(f"--seed: expected 0 or more, got {args.seed}")
-    return args, state
+    return args, policy
 
 
 def main():
     wp.config.log_level = wp.LOG_WARNING  # no banner
-    args, state = parse_args()
+    args, policy = parse_args()
     try:
         import viser
     except ImportError:
         usage_error("viser: expected to be installed (pip install viser), got none")
     env = envs.make(args.env_id)
-    if args.checkpoint:
-        poses = trained_episode(state, args.checkpoint, args.seed)
-    else:
-        poses = untrained_episode(env, args.actions, args.seed)
+    policy = policy or {"random": random_actions, "zero": no_actions}[args.actions](env)
+    poses = poses_of_episode(env, policy, args.seed)
     if args.record:
         Path(args.record).write_text(record(viser.ViserServer, env, poses, args.follow), encoding="utf-8")
         print(f"{len(poses)} frames: {args.record}")

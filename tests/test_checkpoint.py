@@ -8,48 +8,14 @@ import torch
 
 import envs
 
-SCRIPT = """
-import torch
 
-class Actor(torch.nn.Module):
-    def __init__(self, num_obs, num_actions):
-        super().__init__()
-        self.mean = torch.nn.Linear(num_obs, num_actions)
-
-    def act(self, obs, deterministic=False):
-        mean = self.mean(obs)
-        return torch.tanh(mean if deterministic else mean + torch.randn_like(mean))
-
-class ObsNormalizer(torch.nn.Module):
-    def __init__(self, num_obs):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(num_obs))
-
-    def forward(self, obs):
-        return obs - self.mean
-"""
-
-
-@pytest.fixture
-def content(tmp_path, monkeypatch):
-    """What a script in the current folder, which is the scripts' here, writes to its checkpoint.pt."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("envs.checkpoint.SCRIPTS", tmp_path)
-    (tmp_path / "script_of_a_test.py").write_text(SCRIPT)
-    (tmp_path / "helper.py").write_text("")
-    torch.manual_seed(0)
-    actor = {"mean.weight": torch.randn(1, 5), "mean.bias": torch.randn(1)}
-    args = {"env_id": "cartpole", "seed": 3}
-    return {"script": "script_of_a_test.py", "args": args, "actor": actor, "normalizer": {"mean": torch.randn(5)}}
-
-
-def test_the_networks_of_the_checkpoint_act_on_normalised_observations(content):
-    torch.save(content, "checkpoint.pt")
+def test_the_networks_of_the_checkpoint_act_on_normalised_observations(saved_run):
+    torch.save(saved_run, "checkpoint.pt")
     policy, args = envs.load_policy("checkpoint.pt")
     assert args == {"env_id": "cartpole", "seed": 3}
     obs = torch.randn(7, 5)
-    weight, bias = content["actor"].values()
-    mean = (obs - content["normalizer"]["mean"]) @ weight.T + bias
+    weight, bias = saved_run["actor"].values()
+    mean = (obs - saved_run["normalizer"]["mean"]) @ weight.T + bias
     assert torch.allclose(policy(obs), torch.tanh(mean), atol=1e-6)
     policy, _ = envs.load_policy("checkpoint.pt", deterministic=False)
     torch.manual_seed(5)
@@ -59,8 +25,8 @@ def test_the_networks_of_the_checkpoint_act_on_normalised_observations(content):
     assert "script_of_a_test" not in sys.modules
 
 
-def test_a_policy_can_be_evaluated(content):
-    torch.save(content, "checkpoint.pt")
+def test_a_policy_can_be_evaluated(saved_run):
+    torch.save(saved_run, "checkpoint.pt")
     policy, args = envs.load_policy("checkpoint.pt", deterministic=False)
     returns, lengths = envs.evaluate(envs.make(args["env_id"], 2), policy, args["seed"])
     assert returns.isfinite().all() and (lengths == 240).all()
@@ -77,9 +43,9 @@ def test_a_policy_can_be_evaluated(content):
         ({"actor": None}, r"it holds script, args, normalizer"),
     ],
 )
-def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_sentence(content, change, reason):
+def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_sentence(saved_run, change, reason):
     if change is not None:
-        torch.save({key: x for key, x in (content | change).items() if x is not None}, "checkpoint.pt")
+        torch.save({key: x for key, x in (saved_run | change).items() if x is not None}, "checkpoint.pt")
     with pytest.raises(
         ValueError, match=rf"path: expected a checkpoint\.pt .*, got 'checkpoint\.pt' \(.*{reason}"
     ) as error:
@@ -91,10 +57,10 @@ def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_sentence(content, cha
     "change, reason",
     [({"script": "helper.py"}, "Actor"), ({"normalizer": {"mean": torch.zeros(4)}}, "RuntimeError")],
 )
-def test_networks_that_do_not_fit_are_refused_in_one_sentence(content, change, reason):
-    torch.save(content | change, "checkpoint.pt")
+def test_networks_that_do_not_fit_are_refused_in_one_sentence(saved_run, change, reason):
+    torch.save(saved_run | change, "checkpoint.pt")
     with pytest.raises(
-        ValueError, match=f"path: expected networks of {(content | change)['script']} .*{reason}"
+        ValueError, match=f"path: expected networks of {(saved_run | change)['script']} .*{reason}"
     ) as error:
         envs.load_policy("checkpoint.pt")
     assert "\n" not in str(error.value) and re.search(r"'checkpoint\.pt'", str(error.value))

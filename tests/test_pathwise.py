@@ -1,15 +1,9 @@
 """The toy of docs/pathwise.md: its estimators against the exact gradient."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent.parent / "docs" / "pathwise.py"
-spec = importlib.util.spec_from_file_location("pathwise", SCRIPT)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
+from docs import pathwise as toy
 
 
 @pytest.mark.parametrize("distance", (0.0, 0.5))

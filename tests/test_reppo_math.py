@@ -15,11 +15,7 @@ LAM, ALPHA, SCALE, SAMPLES = 0.8, 0.3, 0.1, 3
 SUPPORTS = (-50.0, 200.0, 251), (0.0, 150.0, 151), (-10.0, 10.0, 151)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def make_args(**changes):

@@ -47,14 +47,10 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_results_page_and_readme_are_those_of_the_files():
-    advice = "not up to date: python benchmarks/plot.py"
-    assert tables.results_page(RESULTS, BENCHMARKS / "RESULTS.md") == (BENCHMARKS / "RESULTS.md").read_text(), advice
-    assert tables.filled_readme(RESULTS, ROOT / "README.md") == (ROOT / "README.md").read_text(), advice
-    performance = ROOT / "docs" / "performance.md"
-    assert tables.filled_performance(RESULTS, performance) == performance.read_text(), advice
-    robustness = ROOT / "docs" / "robustness.md"
-    assert tables.filled_robustness(RESULTS, robustness) == robustness.read_text(), advice
+def test_the_pages_are_those_of_the_files_and_scripts():
+    advice = "not up to date: python -m benchmarks.tables"
+    for page, text in tables.PAGES.items():
+        assert text(RESULTS, page) == page.read_text(), advice
 
 
 def test_statistics_need_seeds():
@@ -94,24 +90,37 @@ def test_ablations_have_a_table_and_no_unknown_names(results):
         read_ablations(results)
 
 
-def test_plot_writes_the_figures_and_the_pages(results):
-    readme = results / "README.md"
-    readme.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("results", "rpo", "throughput")))
-    performance = results / "performance.md"
-    performance.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("training", "critic step")))
+def page(path, *names):
+    """A page with empty tables."""
+    path.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in names))
+    return path
+
+
+def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
+    readme = page(results / "README.md", "results", "rpo", "throughput")
+    readme.write_text(readme.read_text() + "| [rpo_continuous.py](x) | RPO | 7 |\nthe rest | 7 |")
+    length = len((ROOT / "rpo_continuous.py").read_text().splitlines())
+    text = tables.filled_readme(results, readme)
+    assert "5100 +- 141" in text and text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
     (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
-    robustness = results / "robustness.md"
-    robustness.write_text("".join(f"<!-- {x}: begin -->\n<!-- {x}: end -->\n" for x in ("drill", "memory")))
+    performance = page(results / "performance.md", "training", "critic step")
+    assert "| plain | 20.00 ms | 0.10 s |" in tables.filled_performance(results, performance)
     lines = ["# x", "script,drill,seen", "a,kill,fine", "b,kill,fine", "a,starve,x", "b,starve,y"]
     (results / "robustness_1.csv").write_text("\n".join(lines))
     (results / "memory_anymal.csv").write_text("# x\nglobal_step,rss_mib\n1000000,900\n10000000,905\n")
-    plot.main(results, (results / "RESULTS.md", readme, performance, robustness))
-    text = robustness.read_text()
+    text = tables.filled_robustness(results, page(results / "robustness.md", "drill", "memory"))
     assert "| kill | a, b | fine |" in text and "| starve | a | x |" in text and "| starve | b | y |" in text
     assert "| 10.00M | 905 MiB |" in text
-    assert "| plain | 20.00 ms | 0.10 s |" in performance.read_text()
-    assert {path.name for path in results.glob("*.png")} == {"hopper.png", "all.png", "ablations_hopper.png"}
-    assert "5100 +- 141" in readme.read_text() and "![ablations_hopper]" in (results / "RESULTS.md").read_text()
+    with pytest.raises(ValueError, match="expected the lines <!-- rpo: begin -->"):
+        tables.filled_readme(results, page(results / "README.md", "results"))
+
+
+def test_plot_writes_the_figures_that_the_results_page_shows(results):
+    plot.main(results)
+    names = {path.name for path in results.glob("*.png")}
+    assert names == {"hopper.png", "all.png", "ablations_hopper.png"}
+    text = tables.results_page(results, results / "RESULTS.md")
+    assert "![hopper](hopper.png)" in text and "![ablations_hopper](ablations_hopper.png)" in text
 
 
 def write_speeds(path):
@@ -139,7 +148,7 @@ def test_speeds_against_the_number_of_environments_are_drawn(results):
 
 def test_the_commands_of_the_paper_can_be_run():
     lines = [shlex.split(line, comments=True) for line in (BENCHMARKS / "paper.sh").read_text().splitlines()]
-    commands = [line[2:] for line in lines if line[:2] == ["python", "benchmarks/run.py"]]
+    commands = [line[3:] for line in lines if line[:3] == ["python", "-m", "benchmarks.run"]]
     assert len(commands) > 10
     for command in commands:
         args = tyro.cli(run.Args, args=command)

@@ -16,11 +16,7 @@ import sac_continuous as sac
 T = 40  # steps of the recorded stream
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # the replay buffer

@@ -28,11 +28,7 @@ import shac_continuous as shac
 ALPHA = 0.3
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def make_args(script, **changes):

@@ -1,8 +1,5 @@
 """Other people's code on these environments: gymnasium's wrapper to numpy, and an unmodified library that trains."""
 
-import importlib.util
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import torch
@@ -11,11 +8,7 @@ from skrl.agents.torch.ppo import PPO
 from skrl.utils import set_seed
 
 import envs
-
-SCRIPT = Path(__file__).parent.parent / "docs" / "third_party.py"
-spec = importlib.util.spec_from_file_location("third_party", SCRIPT)
-third_party = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(third_party)
+from docs import third_party
 
 
 def leaves(value):

@@ -23,6 +23,17 @@ DAMPING_DEPTH = wp.constant(1.0e-3)  # m, where damping has its full strength
 SMALL = wp.constant(1.0e-7)  # m, below every length that means anything
 
 
+@wp.struct
+class Meeting:
+    """A shape and the box that it has run into."""
+
+    X: wp.transform  # pose of the shape, seen from the box
+    half: wp.vec3  # half extents of the shape
+    box: wp.transform  # pose of the box in the world
+    box_half: wp.vec3
+    material: wp.vec4  # stiffness ke, damping kd, friction stiffness kf, friction coefficient mu
+
+
 @wp.func
 def shape_frame(pairs: PairModel, k: int, side: int, link_pose: wp.array2d[wp.transform], env: int):
     """Pose of the first (side 0) or second (1) shape of pair k."""
@@ -74,22 +85,22 @@ def is_beside(X: wp.transform, half: wp.vec3, other: wp.vec3):
 
 @wp.func
 def touching_edges(pairs: PairModel, k: int, link_pose: wp.array2d[wp.transform], env: int):
-    """0 for shapes that are apart. Boxes: bits 0 to 11 for the edges of the first, 12 to 23 for the second's."""
+    """Edges of the first box that run through the second and of the second through the first; (1, 0) for a sphere."""
     first = shape_frame(pairs, k, 0, link_pose, env)
     second = shape_frame(pairs, k, 1, link_pose, env)
     half_1 = pairs.half_extents[k, 0]
     half_2 = pairs.half_extents[k, 1]
     X = wp.transform_multiply(wp.transform_inverse(second), first)
-    edges = wp.int32(0)
+    edges = wp.vec2i(0, 0)
     if pairs.radii[k][0] > 0.0:
         c = wp.transform_get_translation(X)
         radius = pairs.radii[k][0] + pairs.radii[k][1]
-        edges = int(wp.length(c - wp.min(wp.max(c, -half_2), half_2)) < radius)
+        edges[0] = int(wp.length(c - wp.min(wp.max(c, -half_2), half_2)) < radius)
     else:
         X_inverse = wp.transform_inverse(X)
         if not (is_beside(X, half_1, half_2) or is_beside(X_inverse, half_2, half_1)):
-            edges = edges_inside(pairs, X, half_1, half_2)
-            edges = edges | (edges_inside(pairs, X_inverse, half_2, half_1) << 12)
+            edges[0] = edges_inside(pairs, X, half_1, half_2)
+            edges[1] = edges_inside(pairs, X_inverse, half_2, half_1)
     return edges
 
 
@@ -101,11 +112,12 @@ def find_touching(
     # State in:
     link_pose: wp.array2d[wp.transform],
     # State out:
-    touching: wp.array2d[int],
+    touching: wp.array2d[wp.vec2i],
 ):
+    """What touching_edges says of every pair, without calling it for shapes that are out of each other's reach."""
     lane, env = wp.tid()
     for k in range(lane, pairs.reach.shape[0], lanes):
-        edges = wp.int32(0)
+        edges = wp.vec2i(0, 0)
         first = wp.transform_point(link_pose[env, pairs.links[k][0]], pairs.centers[k, 0])
         second = wp.transform_point(link_pose[env, pairs.links[k][1]], pairs.centers[k, 1])
         if wp.length_sq(first - second) < pairs.reach[k] * pairs.reach[k]:
@@ -136,12 +148,11 @@ def depth_inside(p: wp.vec3, half: wp.vec3):
 
 
 @wp.func
-def contact_wrench(
-    depth: float, normal: wp.vec3, p: wp.vec3, box: wp.transform, velocity: wp.spatial_vector, material: wp.vec4
-):
-    """Wrench on what is in the box, from normal and point p in the box's frame and the relative twist."""
-    n = wp.transform_vector(box, normal)
-    point = wp.transform_point(box, p)
+def contact_wrench(m: Meeting, velocity: wp.spatial_vector, depth: float, normal: wp.vec3, p: wp.vec3):
+    """Wrench on the shape, whose twist relative to the box is velocity; normal and point p are in the box's frame."""
+    material = m.material
+    n = wp.transform_vector(m.box, normal)
+    point = wp.transform_point(m.box, p)
     u = wp.spatial_bottom(velocity) + wp.cross(wp.spatial_top(velocity), point)
     u_n = wp.dot(u, n)
     f_n = material[0] * depth + material[1] * wp.min(depth / DAMPING_DEPTH, 1.0) * wp.max(-u_n, 0.0)
@@ -156,70 +167,46 @@ def contact_wrench(
 
 
 @wp.func
-def edge_wrench(
-    pairs: PairModel,
-    e: int,
-    X: wp.transform,
-    half: wp.vec3,
-    other: wp.vec3,
-    box: wp.transform,
-    velocity: wp.spatial_vector,
-    material: wp.vec4,
-):
-    """Wrench on edge e of a box that is seen at pose X from the other box, which is at pose `box` in the world."""
-    o = wp.transform_point(X, wp.cw_mul(pairs.edge_middle[e], half))
-    d = wp.transform_vector(X, wp.cw_mul(pairs.edge_direction[e], half))
-    enter, leave = part_inside(o, d, other)
+def edge_wrench(pairs: PairModel, m: Meeting, velocity: wp.spatial_vector, e: int):
+    """Wrench on edge e of a box that has run into another one."""
+    o = wp.transform_point(m.X, wp.cw_mul(pairs.edge_middle[e], m.half))
+    d = wp.transform_vector(m.X, wp.cw_mul(pairs.edge_direction[e], m.half))
+    enter, leave = part_inside(o, d, m.box_half)
     p = o + 0.5 * (enter + leave) * d
-    depth, normal = depth_inside(p, other)
-    return contact_wrench(depth, normal, p, box, velocity, material)
+    depth, normal = depth_inside(p, m.box_half)
+    return contact_wrench(m, velocity, depth, normal, p)
 
 
 @wp.func
-def edges_wrench(
-    pairs: PairModel,
-    edges: int,
-    X: wp.transform,
-    half: wp.vec3,
-    other: wp.vec3,
-    box: wp.transform,
-    velocity: wp.spatial_vector,
-    material: wp.vec4,
-):
+def edges_wrench(pairs: PairModel, m: Meeting, velocity: wp.spatial_vector, edges: int):
+    """Their sum over the edges whose bit is set."""
     total = wp.spatial_vector()
     for e in range(pairs.edge_middle.shape[0]):
         if (edges >> e) & 1 == 1:
-            total += edge_wrench(pairs, e, X, half, other, box, velocity, material)
+            total += edge_wrench(pairs, m, velocity, e)
     return total
 
 
 @wp.func
-def sphere_wrench(
-    X: wp.transform,
-    radii: wp.vec2,
-    half: wp.vec3,
-    box: wp.transform,
-    velocity: wp.spatial_vector,
-    material: wp.vec4,
-):
-    """Wrench on a sphere that is seen at pose X from a box, or from a sphere, which is a box without extents."""
-    c = wp.transform_get_translation(X)
-    outside = c - wp.min(wp.max(c, -half), half)
+def sphere_wrench(m: Meeting, velocity: wp.spatial_vector, radii: wp.vec2):
+    """Wrench on a sphere that has run into a box, or into a sphere, which is a box without extents; radii of both."""
+    c = wp.transform_get_translation(m.X)
+    outside = c - wp.min(wp.max(c, -m.box_half), m.box_half)
     distance = wp.length(outside)
     depth = radii[0] + radii[1] - distance
     normal = wp.normalize(outside)
     if distance < SMALL:  # the centre is inside
-        inner, n = depth_inside(c, half)
+        inner, n = depth_inside(c, m.box_half)
         depth = radii[0] + inner
         normal = n
-    return contact_wrench(depth, normal, c - radii[0] * normal, box, velocity, material)
+    return contact_wrench(m, velocity, depth, normal, c - radii[0] * normal)
 
 
 @wp.func
 def pair_wrench(
     pairs: PairModel,
     k: int,
-    edges: int,
+    edges: wp.vec2i,
     link_pose: wp.array2d[wp.transform],
     link_twist: wp.array2d[wp.spatial_vector],
     env: int,
@@ -232,12 +219,14 @@ def pair_wrench(
     material = pairs.material[k]
     X = wp.transform_multiply(wp.transform_inverse(second), first)
     X_inverse = wp.transform_multiply(wp.transform_inverse(first), second)
+    first_in_second = Meeting(X, half_1, second, half_2, material)
+    second_in_first = Meeting(X_inverse, half_2, first, half_1, material)
     wrench = wp.spatial_vector()
     if pairs.radii[k][0] > 0.0:
-        wrench = sphere_wrench(X, pairs.radii[k], half_2, second, velocity, material)
+        wrench = sphere_wrench(first_in_second, velocity, pairs.radii[k])
     else:
-        on_first = edges_wrench(pairs, edges & 4095, X, half_1, half_2, second, velocity, material)
-        on_second = edges_wrench(pairs, edges >> 12, X_inverse, half_2, half_1, first, -velocity, material)
+        on_first = edges_wrench(pairs, first_in_second, velocity, edges[0])
+        on_second = edges_wrench(pairs, second_in_first, -velocity, edges[1])
         wrench = on_first - on_second
     return wrench
 
@@ -250,15 +239,16 @@ def pair_wrenches(
     # State in:
     link_pose: wp.array2d[wp.transform],
     link_twist: wp.array2d[wp.spatial_vector],
-    touching: wp.array2d[int],
+    touching: wp.array2d[wp.vec2i],
     # State out:
     wrench: wp.array2d[wp.spatial_vector],
 ):
     """Wrench of the second shape on the first of every pair; the opposite acts on the second."""
     lane, env = wp.tid()
     for k in range(lane, pairs.reach.shape[0], lanes):
-        if touching[env, k] != 0:
-            wrench[env, k] = pair_wrench(pairs, k, touching[env, k], link_pose, link_twist, env)
+        edges = touching[env, k]
+        if edges[0] != 0 or edges[1] != 0:
+            wrench[env, k] = pair_wrench(pairs, k, edges, link_pose, link_twist, env)
         else:
             wrench[env, k] = wp.spatial_vector()
 

@@ -32,6 +32,10 @@ KEPT_STEPS = 32
 """environment steps whose intermediate values are kept for the backward pass"""
 KEPT_BYTES = 2**30
 """fewer are kept if they would need more memory than this"""
+KEPT_AT_FIRST = 4
+"""capturing the launches for new buffers takes time, so only this many steps are kept at first,"""
+STEPS_PER_KEPT = 4
+"""and one more whenever this many steps have been made"""
 
 
 class Simulator:
@@ -69,8 +73,11 @@ class Simulator:
         A diverged environment propagates no gradient.
         """
         inputs = (joint_q, joint_qd, joint_act)
-        keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return _SimulatorStep.apply(self, keep, *inputs)
+        self.step_count += 1
+        # without a gradient, the buffers of the step before are used again
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            self.batches = self._batches_to_keep()
+        return _SimulatorStep.apply(self, self.batches, self.step_count, *inputs)
 
     def close(self):
         """End the threads; there is no step after this."""
@@ -98,14 +105,11 @@ class Simulator:
         wanted = num_threads or min(os.cpu_count() or 1, torch.get_num_threads())
         return max(1, min(wanted, num_envs // MIN_ENVS_PER_THREAD))
 
-    def next_batches(self, keep):
-        """Batches for the coming step: those of the latest step again or, to keep these, the ones used longest ago."""
-        if keep:
-            # capturing new ones takes time: while every step is kept, one more comes in every fourth
-            room = min(self.max_kept, 4 + self.step_count // 4)
-            self.kept.append(self._new_batches() if len(self.kept) < room else self.kept.popleft())
-            self.batches = self.kept[-1]
-        return self.batches
+    def _batches_to_keep(self):
+        """Batches whose content the backward pass of this step will find: new ones or those used longest ago."""
+        room = min(self.max_kept, KEPT_AT_FIRST + self.step_count // STEPS_PER_KEPT)
+        self.kept.append(self._new_batches() if len(self.kept) < room else self.kept.popleft())
+        return self.kept[-1]
 
     def _new_batches(self):
         models, articulation, *timing = self.batch_options
@@ -133,11 +137,9 @@ class _SimulatorStep(torch.autograd.Function):
     """The simulator as one node of autograd's graph, which keeps nothing but the state at the start of the step."""
 
     @staticmethod
-    def forward(ctx, simulator, keep, joint_q, joint_qd, joint_act):
-        simulator.step_count += 1
-        ctx.step, ctx.batches = simulator.step_count, simulator.next_batches(keep)
-        new_q, new_qd, diverged = simulator.run(Substeps.forward, ctx.batches, ctx.step, joint_q, joint_qd, joint_act)
-        ctx.simulator = simulator
+    def forward(ctx, simulator, batches, step, joint_q, joint_qd, joint_act):
+        new_q, new_qd, diverged = simulator.run(Substeps.forward, batches, step, joint_q, joint_qd, joint_act)
+        ctx.simulator, ctx.batches, ctx.step = simulator, batches, step
         ctx.save_for_backward(joint_q, joint_qd, joint_act, diverged)
         ctx.mark_non_differentiable(diverged)
         return new_q, new_qd, diverged
@@ -148,4 +150,4 @@ class _SimulatorStep(torch.autograd.Function):
         *inputs, diverged = ctx.saved_tensors
         grads = ctx.simulator.run(Substeps.backward, ctx.batches, ctx.step, *inputs, grad_q, grad_qd)
         # where the state blew up the derivative means nothing, and 0 * inf would make it NaN
-        return None, None, *(grad.masked_fill(diverged[:, None], 0.0) for grad in grads)
+        return None, None, None, *(grad.masked_fill(diverged[:, None], 0.0) for grad in grads)

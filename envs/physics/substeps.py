@@ -1,4 +1,4 @@
-"""The substeps of one environment step as two graphs of kernel launches, forward and backward, on static buffers.
+"""One environment step as a list of kernel launches on static buffers: forward the list, backward the list reversed.
 
 A kernel's adjoint reads its inputs from memory again, so every substep has arrays of its own (`Intermediates`): with
 shared ones the adjoint of the first substep would silently use the values of the last.  The gradients of these values
@@ -31,11 +31,25 @@ from envs.physics.reference_point import choose_reference_point, move_origin_of_
 
 @dataclass
 class State:
-    """A Warp array with a gradient, and torch's views of both."""
+    """What goes into a step or comes out of it: a Warp array with a gradient, and torch's views of both."""
 
     array: wp.array
     value: torch.Tensor
     grad: torch.Tensor
+
+
+@dataclass
+class Stage:
+    """One launch of a kernel for all environments."""
+
+    kernel: wp.Kernel
+    threads: tuple  # per environment
+    inputs: list
+    outputs: list
+    adjoint: list | None = None  # stages, in the order of the backward pass, in place of Warp's adjoint of the kernel
+
+
+NO_DERIVATIVE = []  # the adjoint of a stage whose outputs are constants
 
 
 class Intermediates:
@@ -46,10 +60,10 @@ class Intermediates:
         self.motion_subspace = allocate("motion_subspace", wp.spatial_vector, num_dofs)
         self.link_twist = allocate("link_twist", wp.spatial_vector, num_links)
         self.link_bias = allocate("link_bias", wp.spatial_vector, num_links)
-        self.link_wrench = allocate("link_wrench", wp.spatial_vector, num_links)
+        self.link_wrench = self.net_wrench = allocate("link_wrench", wp.spatial_vector, num_links)
         self.tree_wrench = allocate("tree_wrench", wp.spatial_vector, num_links)
         if num_pairs > 0:
-            self.touching = allocate(None, int, num_pairs)  # without a gradient, see body_contact.py
+            self.touching = allocate(None, wp.vec2i, num_pairs)  # without a gradient, see body_contact.py
             self.pair_wrench = allocate("pair_wrench", wp.spatial_vector, num_pairs)
             self.net_wrench = allocate("net_wrench", wp.spatial_vector, num_links)
         self.joint_tau = allocate("joint_tau", float, num_dofs)
@@ -73,9 +87,13 @@ class Substeps:
         # threads that share an environment's pairs: on the CPU, starting one costs more than a pair that is apart
         self.lanes = self.num_pairs if self.warp_device.is_cuda else 1
         self.grads, self.num_bytes, self.step_held = {}, 0, None
-        self.world_q, self.new_q, *self.q = (self._state(self.num_coords) for _ in range(substeps + 3))
-        self.world_qd, self.new_qd, *self.qd = (self._state(self.num_dofs) for _ in range(substeps + 3))
+        self.world_q, self.new_q = self._state(self.num_coords), self._state(self.num_coords)
+        self.world_qd, self.new_qd = self._state(self.num_dofs), self._state(self.num_dofs)
         self.act = self._state(self.num_dofs)
+        # about the reference point, at the start of each substep and after the last
+        self.q = [self._variable(self.num_coords) for _ in range(substeps + 1)]
+        self.qd = [self._variable(self.num_dofs) for _ in range(substeps + 1)]
+        self.inputs = (self.world_q, self.world_qd, self.act)
         self.reference_point = self._allocate(None, wp.vec3)
         self.diverged = self._allocate(None, wp.bool)
         self.diverged_rows = wp.to_torch(self.diverged)
@@ -83,8 +101,8 @@ class Substeps:
             Intermediates(self._allocate, self.num_dofs, self.num_links, self.num_pairs, s % self.interval == 0)
             for s in range(substeps)
         ]
-        self.forward_graph = self._capture(self._forward_step)
-        self.backward_graph = self._capture(self._backward_step)
+        self.forward_graph = self._capture(self._launch_forward)
+        self.backward_graph = self._capture(self._launch_backward)
         wp.synchronize_device(self.warp_device)  # torch's stream does not wait for the buffers to be ready
 
     @property
@@ -97,29 +115,106 @@ class Substeps:
 
         step: a number that is given to no other step.
         """
-        self._run_forward(step, joint_q, joint_qd, joint_act)
+        self.step_held = None  # until the launches have ended, the buffers hold no step whole
+        for state, value in zip(self.inputs, (joint_q, joint_qd, joint_act)):
+            state.value.copy_(value)
+        self._replay(self.forward_graph)
+        self.step_held = step
         return self.new_q.value.clone(), self.new_qd.value.clone(), self.diverged_rows.clone()
 
     def backward(self, step, joint_q, joint_qd, joint_act, grad_q, grad_qd):
         """The vector-Jacobian product of `forward` at the same step and inputs."""
         if self.step_held != step:
-            self._run_forward(step, joint_q, joint_qd, joint_act)
-        inputs = (self.world_q, self.world_qd, self.act)
+            self.forward(step, joint_q, joint_qd, joint_act)
         # adjoint kernels add to the gradients of their inputs and clear those of their outputs
-        for state in inputs:
+        for state in self.inputs:
             state.grad.zero_()
         self.new_q.grad.copy_(grad_q)
         self.new_qd.grad.copy_(grad_qd)
         self._replay(self.backward_graph)
-        return tuple(state.grad.clone() for state in inputs)
+        return tuple(state.grad.clone() for state in self.inputs)
 
-    def _run_forward(self, step, joint_q, joint_qd, joint_act):
-        self.step_held = None  # until the launches below have ended, the buffers hold no step whole
-        self.world_q.value.copy_(joint_q)
-        self.world_qd.value.copy_(joint_qd)
-        self.act.value.copy_(joint_act)
-        self._replay(self.forward_graph)
-        self.step_held = step
+    def stages(self):
+        """One environment step, in the order of the physics."""
+        model, point, dofs = self.model, self.reference_point, (self.num_dofs,)
+        world_q, world_qd, new_q, new_qd = (x.array for x in (self.world_q, self.world_qd, self.new_q, self.new_qd))
+
+        # move the origin below the robot
+        yield Stage(choose_reference_point, (), [model, world_q], [point], NO_DERIVATIVE)
+        yield Stage(move_origin_of_positions, (self.num_coords,), [model, 1.0, point, world_q], [self.q[0]])
+        yield Stage(move_origin_of_velocities, dofs, [model, 1.0, point, world_qd], [self.qd[0]])
+
+        for s in range(len(self.steps)):
+            yield from self._substep(s)
+
+        # move the origin back
+        yield Stage(move_origin_of_positions, (self.num_coords,), [model, -1.0, point, self.q[-1]], [new_q])
+        yield Stage(move_origin_of_velocities, dofs, [model, -1.0, point, self.qd[-1]], [new_qd])
+        yield Stage(find_diverged, (), [new_q, new_qd], [self.diverged], NO_DERIVATIVE)
+
+    def launch(self, stage, **adjoint):
+        """Run one stage; adjoint: options of wp.launch."""
+        dim = (*stage.threads, self.num_envs)
+        wp.launch(stage.kernel, dim, stage.inputs, stage.outputs, device=self.warp_device, **adjoint)
+
+    def _substep(self, s):
+        model, links, dofs = self.model, (self.num_links,), (self.num_dofs,)
+        (q, new_q), (qd, new_qd) = self.q[s : s + 2], self.qd[s : s + 2]
+        x, rebuilt = self.steps[s], self.steps[s - s % self.interval]  # the latest mass matrix is that of `rebuilt`
+
+        # X, S, v, a
+        motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
+        yield Stage(forward_kinematics, (), [model, q, qd], motion)
+
+        # f: inertia, gravity, ground contact, and contact between bodies
+        yield Stage(link_wrenches, links, [model, x.link_pose, x.link_twist, x.link_bias], [x.link_wrench])
+        if self.num_pairs > 0:
+            yield from self._body_contact(x)
+
+        # tau
+        force_inputs = [model, q, qd, self.act.array, x.motion_subspace, x.net_wrench]
+        yield Stage(joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau])
+
+        # H, every `interval` substeps, and factorised
+        if x is rebuilt:
+            yield Stage(composite_inertias, (), [model, x.link_pose], [x.tree_moment, x.tree_inertia])
+            yield Stage(mass_matrix, dofs, [model, x.motion_subspace, x.tree_moment, x.tree_inertia], [x.H])
+            yield Stage(factorise, (), [model, x.H], [x.factor], NO_DERIVATIVE)
+
+        # qdd = H^-1 tau
+        solution = [x.joint_qdd]
+        yield Stage(solve, (), [model, rebuilt.factor, x.joint_tau], solution, self._adjoint_of_solve(x, rebuilt))
+
+        # q, qd
+        yield Stage(integrate_velocity, dofs, [self.h, qd, x.joint_qdd], [new_qd])
+        yield Stage(integrate_position, links, [model, self.h, q, new_qd], [new_q])
+
+    def _body_contact(self, x):
+        pairs, lanes, poses = self.pairs, self.lanes, x.link_pose
+        yield Stage(find_touching, (lanes,), [pairs, lanes, poses], [x.touching], NO_DERIVATIVE)
+        yield Stage(pair_wrenches, (lanes,), [pairs, lanes, poses, x.link_twist, x.touching], [x.pair_wrench])
+        yield Stage(subtract_pair_wrenches, (), [pairs, x.link_wrench, x.pair_wrench], [x.net_wrench])
+
+    def _adjoint_of_solve(self, x, rebuilt):
+        """One more solve with the same factors, and the gradient of H: see mass_matrix.py."""
+        grad_qdd, grad_tau, grad_H = x.joint_qdd.grad, x.joint_tau.grad, rebuilt.H.grad
+        return [
+            Stage(solve, (), [self.model, rebuilt.factor, grad_qdd], [grad_tau]),
+            Stage(solve_adjoint, (self.num_dofs,), [self.model, x.joint_qdd, grad_tau], [grad_H, grad_qdd]),
+        ]
+
+    def _launch_forward(self):
+        for stage in self.stages():
+            self.launch(stage)
+
+    def _launch_backward(self):
+        for stage in reversed(list(self.stages())):
+            if stage.adjoint is None:
+                gradients = [_gradient(x) for x in stage.inputs], [x.grad for x in stage.outputs]
+                self.launch(stage, adj_inputs=gradients[0], adj_outputs=gradients[1], adjoint=True)
+            else:
+                for replacement in stage.adjoint:
+                    self.launch(replacement)
 
     def _capture(self, launches):
         with wp.ScopedCapture(device=self.warp_device) as capture:
@@ -140,9 +235,13 @@ class Substeps:
         self.num_bytes += array.size * wp.types.type_size_in_bytes(dtype)
         return array
 
-    def _state(self, width):
+    def _variable(self, width):
         array = self._zeros(float, width)
         array.grad = self._zeros(float, width)
+        return array
+
+    def _state(self, width):
+        array = self._variable(width)
         return State(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
 
     def _allocate(self, name, dtype, *shape):
@@ -152,115 +251,6 @@ class Substeps:
             self.grads[name] = self._zeros(dtype, *shape)
         array.grad = self.grads.get(name)
         return array
-
-    def _move_origin(self, sign, old_states, new_states):
-        (q, qd), (new_q, new_qd) = ([state.array for state in states] for states in (old_states, new_states))
-        point = self.reference_point
-        return [
-            (move_origin_of_positions, (self.num_coords,), [self.model, sign, point, q], [new_q]),
-            (move_origin_of_velocities, (self.num_dofs,), [self.model, sign, point, qd], [new_qd]),
-        ]
-
-    def _arrive(self):
-        return self._move_origin(1.0, (self.world_q, self.world_qd), (self.q[0], self.qd[0]))
-
-    def _leave(self):
-        return self._move_origin(-1.0, (self.q[-1], self.qd[-1]), (self.new_q, self.new_qd))
-
-    def _kinematics(self, s):
-        """Stages are (kernel, launch dimensions before the environments, inputs, outputs)."""
-        x, q, qd = self.steps[s], self.q[s].array, self.qd[s].array
-        motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
-        return [(forward_kinematics, (), [self.model, q, qd], motion)]
-
-    def _search_contacts(self, s):
-        """Comparisons only, without a derivative."""
-        x, lanes = self.steps[s], self.lanes
-        return [(find_touching, (lanes,), [self.pairs, lanes, x.link_pose], [x.touching])] if self.num_pairs > 0 else []
-
-    def _forces(self, s):
-        x, q, qd, model = self.steps[s], self.q[s].array, self.qd[s].array, self.model
-        wrench_inputs = [model, x.link_pose, x.link_twist, x.link_bias]
-        stages = [(link_wrenches, (self.num_links,), wrench_inputs, [x.link_wrench])]
-        net_wrench = x.link_wrench
-        if self.num_pairs > 0:
-            net_wrench = x.net_wrench
-            pair_inputs = [self.pairs, self.lanes, x.link_pose, x.link_twist, x.touching]
-            net_inputs = [self.pairs, x.link_wrench, x.pair_wrench]
-            stages.append((pair_wrenches, (self.lanes,), pair_inputs, [x.pair_wrench]))
-            stages.append((subtract_pair_wrenches, (), net_inputs, [net_wrench]))
-        force_inputs = [model, q, qd, self.act.array, x.motion_subspace, net_wrench]
-        return stages + [(joint_forces, (), force_inputs, [x.tree_wrench, x.joint_tau])]
-
-    def _mass_matrix(self, s):
-        x, model = self.steps[s], self.model
-        return [
-            (composite_inertias, (), [model, x.link_pose], [x.tree_moment, x.tree_inertia]),
-            (mass_matrix, (self.num_dofs,), [model, x.motion_subspace, x.tree_moment, x.tree_inertia], [x.H]),
-        ]
-
-    def _integrate(self, s):
-        (q, new_q), (qd, new_qd) = ([state.array for state in states[s : s + 2]] for states in (self.q, self.qd))
-        return [
-            (integrate_velocity, (self.num_dofs,), [self.h, qd, self.steps[s].joint_qdd], [new_qd]),
-            (integrate_position, (self.num_links,), [self.model, self.h, q, new_qd], [new_q]),
-        ]
-
-    def _forward_step(self):
-        self._forward([(choose_reference_point, (), [self.model, self.world_q.array], [self.reference_point])])
-        self._forward(self._arrive())
-        for s in range(len(self.steps)):
-            self._forward_substep(s)
-        self._forward(self._leave())
-        self._forward([(find_diverged, (), [self.new_q.array, self.new_qd.array], [self.diverged])])
-
-    def _backward_step(self):
-        self._adjoint(self._leave())
-        for s in reversed(range(len(self.steps))):
-            self._backward_substep(s)
-        self._adjoint(self._arrive())
-
-    def _forward_substep(self, s):
-        x, factor = self.steps[s], self.steps[s - s % self.interval].factor
-        self._forward(self._kinematics(s))
-        self._forward(self._search_contacts(s))
-        self._forward(self._forces(s))
-        if s % self.interval == 0:
-            self._forward(self._mass_matrix(s))
-            self._forward([(factorise, (), [self.model, x.H], [factor])])
-        self._forward([(solve, (), [self.model, factor, x.joint_tau], [x.joint_qdd])])
-        self._forward(self._integrate(s))
-
-    def _backward_substep(self, s):
-        x, rebuilt, model = self.steps[s], self.steps[s - s % self.interval], self.model
-        grad_qdd, grad_tau = x.joint_qdd.grad, x.joint_tau.grad
-        self._adjoint(self._integrate(s))
-        # the adjoint of H qdd = tau, see mass_matrix.py
-        self._forward([(solve, (), [model, rebuilt.factor, grad_qdd], [grad_tau])])
-        outputs = [rebuilt.H.grad, grad_qdd]
-        self._forward([(solve_adjoint, (self.num_dofs,), [model, x.joint_qdd, grad_tau], outputs)])
-        if s % self.interval == 0:
-            self._adjoint(self._mass_matrix(s))
-        self._adjoint(self._forces(s))
-        self._adjoint(self._kinematics(s))
-
-    def _forward(self, stages):
-        for kernel, dim, inputs, outputs in stages:
-            wp.launch(kernel, (*dim, self.num_envs), inputs, outputs, device=self.warp_device)
-
-    def _adjoint(self, stages):
-        """Propagate the gradients of the stages' outputs to those of their inputs, last stage first."""
-        for kernel, dim, inputs, outputs in reversed(stages):
-            wp.launch(
-                kernel,
-                (*dim, self.num_envs),
-                inputs=inputs,
-                outputs=outputs,
-                adj_inputs=[_gradient(x) for x in inputs],
-                adj_outputs=[x.grad for x in outputs],
-                device=self.warp_device,
-                adjoint=True,
-            )
 
 
 def _gradient(x):
