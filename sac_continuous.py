@@ -1,13 +1,12 @@
 """Soft Actor-Critic (SAC), arXiv 1801.01290, with n-step returns. Explained in docs/sac.md.
 
-The off-policy baseline: it needs no derivative of the simulator, and it learns from a step long after it was made.
-Networks and targets are those with which the RPO paper (arXiv 2508.06214) runs SAC.
+The off-policy baseline, as the RPO paper (2508.06214) runs it: without a derivative of the simulator, from old data.
 
     1. Add some steps of N environments to a replay buffer, with noisy actions of the policy.
     2. Several times, on a random batch of the buffer: fit two critics Q(s, a) to the rewards of the next n steps plus
        the soft value of what comes after them, in which slowly moving copies of the critics stand for Q.
-    3. After each step of the critics, make one of the policy along the gradient of the smaller Q with respect to the
-       action, and one of the temperature, the price at which entropy counts as reward.
+    3. After each step of the critics: one of the policy along the gradient of the smaller Q with respect to the action,
+       and one of the temperature, the price of entropy.
 
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u) with u ~ N(mean, std^2), reward
