@@ -356,8 +356,10 @@ def ppo_epochs(actor, optimizer, data, args):
 def with_retries(phase, actor, optimizer, data, args):
     """Train the actor in regression_epochs or ppo_epochs; if the loss has grown, undo it and try smaller steps.
 
-    After eight tries the actor stays what it was, and the learning rate is lowered for good.  Returns the diagnostics
-    of the last try, and whether it was kept.
+    The retries are for steps that overshoot.  A large gradient is scaled down and followed; one that is not finite ends
+    the run, because smaller steps cannot mend it: every try begins with the same gradient.  After eight tries the actor
+    stays what it was, and the learning rate is lowered for good.  Returns the diagnostics of the last try, and whether
+    it was kept.
     """
     before, lr = copy.deepcopy((actor.state_dict(), optimizer.state_dict())), optimizer.param_groups[0]["lr"]
     for attempt in range(8):
