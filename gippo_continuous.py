@@ -358,20 +358,20 @@ def with_retries(phase, actor, optimizer, data, args):
 
     The retries are for steps that overshoot.  A large gradient is scaled down and followed; one that is not finite ends
     the run, because smaller steps cannot mend it: every try begins with the same gradient.  After eight tries the actor
-    stays what it was, and the learning rate is lowered for good.  Returns the diagnostics of the last try, and whether
-    it was kept.
+    stays what it was, and the learning rate is lowered for good.  Returns the diagnostics of the last try, and how many
+    tries were undone.
     """
     before, lr = copy.deepcopy((actor.state_dict(), optimizer.state_dict())), optimizer.param_groups[0]["lr"]
-    for attempt in range(8):
-        optimizer.param_groups[0]["lr"] = lr / 1.5**attempt
+    for undone in range(8):
+        optimizer.param_groups[0]["lr"] = lr / 1.5**undone
         losses, stats = phase(actor, optimizer, data, args)
-        kept = all_rows((losses[-1] - losses[0])[None]).sum() <= 0.0  # the same decision in all processes
-        if kept:
-            break
+        if all_rows((losses[-1] - losses[0])[None]).sum() <= 0.0:  # of all processes: they decide alike
+            optimizer.param_groups[0]["lr"] = lr
+            return stats, undone
         actor.load_state_dict(before[0])
         optimizer.load_state_dict(copy.deepcopy(before[1]))  # a copy, or the optimiser would change the original
-    optimizer.param_groups[0]["lr"] = lr if kept else max(lr / 1.5, min(lr, 1e-5))
-    return stats, kept
+    optimizer.param_groups[0]["lr"] = max(lr / 1.5, min(lr, 1e-5))
+    return stats, 8
 
 
 def critic_loss(critic, obs, targets):
@@ -501,16 +501,18 @@ if __name__ == "__main__":
 
         # ALGO LOGIC: regression to the alpha-policy, u_alpha = u + alpha grad_u A
         b_data["alpha_actions"] = b_data["u"] + alpha * b_data["action_grads"]
-        _, kept = with_retries(regression_epochs, actor, alpha_optimizer, b_data, args)
+        _, alpha_retries = with_retries(regression_epochs, actor, alpha_optimizer, b_data, args)
         with torch.no_grad():  # in the PPO epochs the alpha-policy is a constant
             b_data["alpha_mean"], b_data["alpha_log_std"] = actor(b_data["obs"])
             b_data["alpha_log_prob"] = gaussian_log_prob(b_data["u"], b_data["alpha_mean"], b_data["alpha_log_std"])
+            old_and_alpha = (b_data[name] for name in ("mean", "log_std", "alpha_mean", "alpha_log_std"))
+            alpha_kl = gaussian_kl(*old_and_alpha).mean()  # for the log
         alpha_used = alpha
-        # if the regression was undone, it is the old policy, which says nothing about alpha
-        alpha, oorr = adapted_alpha(alpha, b_data, gains, args) if kept else (alpha, 0.0)
+        # if every try was undone, it is the old policy, which says nothing about alpha
+        alpha, oorr = adapted_alpha(alpha, b_data, gains, args) if alpha_retries < 8 else (alpha, 0.0)
 
         # ALGO LOGIC: PPO epochs on the same rollout
-        stats, _ = with_retries(ppo_epochs, actor, actor_optimizer, b_data, args)
+        stats, ppo_retries = with_retries(ppo_epochs, actor, actor_optimizer, b_data, args)
         with torch.no_grad():  # for the log: how far the policy has moved, and what the critics knew so far
             approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean()
             errors = b_targets - critic(b_data["obs"]).mean(-1)
@@ -545,11 +547,15 @@ if __name__ == "__main__":
             "charts/episodic_length": mean_length,
             "charts/SPS": sps,
             "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
+            "charts/alpha_learning_rate": alpha_optimizer.param_groups[0]["lr"],
             "charts/diverged": env.diverged.item(),
             "losses/value_loss": torch.stack(v_losses).mean().item(),
             "losses/explained_variance": 1.0 - (errors.var() / b_targets.var()).item(),
             "losses/entropy": stats[0]["entropy"].item(),
             "losses/alpha": alpha_used,
+            "losses/alpha_kl": alpha_kl.item(),
+            "losses/alpha_retries": alpha_retries,
+            "losses/ppo_retries": ppo_retries,
             "losses/out_of_range_ratio": oorr,
             "losses/approx_kl": approx_kl.item(),
             "losses/clipfrac": 1.0 - means["kept"],
