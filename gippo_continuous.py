@@ -26,7 +26,6 @@ Try:     python gippo_continuous.py --env-id hopper --total-timesteps 1000000 --
 Train:   python gippo_continuous.py --env-id hopper --total-timesteps 5013504 --alpha-epochs 16
          two hours on one CPU core, shared at times; return 4,820 (4,900 without noise; one seed; RPO paper, at about
          four times the steps: 5,512 and 5,514)
-Resume:  python gippo_continuous.py --checkpoint runs/<run>/checkpoint.pt
 """
 
 import copy
@@ -43,6 +42,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import tyro
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -274,39 +274,35 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std):
     return (log_std - old_log_std + (old_var + (old_mean - mean) ** 2) / (2.0 * var) - 0.5).sum(-1)
 
 
-def regression_loss(actor, data):
-    """E[ |f_theta(eps; s) - u_alpha|^2 ]: with the noise of the rollout the actor is to produce the moved action."""
-    mean, log_std = actor(data["obs"])
-    return ((mean + log_std.exp() * data["eps"] - data["alpha_actions"]) ** 2).sum(-1).mean()
-
-
 def regression_epochs(actor, optimizer, data, args):
     """Regression to the alpha-policy, one step on the full batch (H N, ...) per epoch. Returns the losses."""
     losses = []
     for _ in range(args.alpha_epochs):
-        loss = regression_loss(actor, data)
+        # L_alpha = E[ |f_theta(eps; s) - u_alpha|^2 ], with the noise of the rollout and the moved actions
+        mean, log_std = actor(data["obs"])
+        loss = ((mean + log_std.exp() * data["eps"] - data["alpha_actions"]) ** 2).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+        clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         optimizer.step()
         losses.append(loss.detach())
     return losses, []
 
 
 @torch.no_grad()  # alpha is chosen, not learned
-def adapted_alpha(alpha, data, gains, args):
-    """alpha for the next iteration, and the out-of-range ratio.
+def adapted_alpha(alpha, data, alpha_log_std, gains, args):
+    """alpha for the next iteration, and the out-of-range ratio, from the full batch (H N, ...).
 
-    data: the full batch (H N, ...).  gains: running statistics of the `gain` below in the earlier iterations.
+    alpha_log_std: of the alpha-policy.  gains: running statistics of the `gain` below in the earlier iterations.
     """
     # det(1 + alpha grad_a^2 A), estimated as prod_d sigma_alpha / sigma_old: how the step changes volumes of actions
-    volume = all_rows((data["alpha_log_std"] - data["log_std"]).sum(-1).exp())
+    volume = all_rows((alpha_log_std - data["log_std"]).sum(-1).exp())
     safe = volume.min() >= 1.0 - args.alpha_interval and volume.max() <= 1.0 + args.alpha_interval
-    # w = pi_alpha / pi_old, on the actions of the rollout; oorr: the share of samples outside PPO's interval
+    # w = pi_alpha / pi_old on the actions of the rollout; oorr: the share of samples outside PPO's interval
     w = all_rows((data["alpha_log_prob"] - data["log_prob"]).clamp(-16.0, 16.0).exp())
     oorr = (w - 1.0).abs().gt(args.clip_coef).float().mean().item()
-    # sum A (w - 1): by how much the alpha-policy is better than the old one, as PPO estimates it;
-    # worse: negative, and more than one standard deviation below the mean
+    # sum A (w - 1): the alpha-policy's gain over the old policy, as PPO estimates it;
+    # worse: a loss, and more than one standard deviation below the mean
     gain = (all_rows(data["advantages"]) * (w - 1.0)).sum().view(1, 1)
     worse = gain < 0.0 and gains(gain) < -1.0
     gains.update(gain)
@@ -345,10 +341,10 @@ def ppo_epochs(actor, optimizer, data, args):
             loss, mb_stats = policy_loss(actor, {name: data[name][mb_inds] for name in names}, args)
             optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            mb_stats["grad_norm"] = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
             mb_losses.append(loss.detach())
-            stats.append(mb_stats | {"grad_norm": norm})
+            stats.append(mb_stats)
         losses.append(torch.stack(mb_losses).mean())
     return losses, stats
 
@@ -437,7 +433,6 @@ if __name__ == "__main__":
 
     # resume
     start, episodes = 0, deque(maxlen=100)
-    exact = checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]
     if checkpoint:
         start = checkpoint["iteration"]
         episodes.extend(checkpoint["episodes"])
@@ -449,7 +444,7 @@ if __name__ == "__main__":
             for optimizer in (alpha_optimizer, actor_optimizer):
                 optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
-    if exact:
+    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
@@ -464,8 +459,7 @@ if __name__ == "__main__":
         if args.track:
             import wandb
 
-            run_name = os.path.basename(os.path.abspath(run_dir))
-            wandb.init(id=run_name, name=run_name, resume="allow", config=asdict(args), sync_tensorboard=True)
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in asdict(args).items())
         writer.add_text("hyperparameters", table)
@@ -503,13 +497,12 @@ if __name__ == "__main__":
         b_data["alpha_actions"] = b_data["u"] + alpha * b_data["action_grads"]
         _, alpha_retries = with_retries(regression_epochs, actor, alpha_optimizer, b_data, args)
         with torch.no_grad():  # in the PPO epochs the alpha-policy is a constant
-            b_data["alpha_mean"], b_data["alpha_log_std"] = actor(b_data["obs"])
-            b_data["alpha_log_prob"] = gaussian_log_prob(b_data["u"], b_data["alpha_mean"], b_data["alpha_log_std"])
-            old_and_alpha = (b_data[name] for name in ("mean", "log_std", "alpha_mean", "alpha_log_std"))
-            alpha_kl = gaussian_kl(*old_and_alpha).mean()  # for the log
-        alpha_used = alpha
-        # if every try was undone, it is the old policy, which says nothing about alpha
-        alpha, oorr = adapted_alpha(alpha, b_data, gains, args) if alpha_retries < 8 else (alpha, 0.0)
+            alpha_mean, alpha_log_std = actor(b_data["obs"])
+            b_data["alpha_log_prob"] = gaussian_log_prob(b_data["u"], alpha_mean, alpha_log_std)
+            alpha_kl = gaussian_kl(b_data["mean"], b_data["log_std"], alpha_mean, alpha_log_std).mean()  # for the log
+        alpha_used, oorr = alpha, 0.0
+        if alpha_retries < 8:  # otherwise this is the old policy, which says nothing about alpha
+            alpha, oorr = adapted_alpha(alpha, b_data, alpha_log_std, gains, args)
 
         # ALGO LOGIC: PPO epochs on the same rollout
         stats, ppo_retries = with_retries(ppo_epochs, actor, actor_optimizer, b_data, args)
@@ -525,9 +518,8 @@ if __name__ == "__main__":
                 v_loss = critic_loss(critic, b_data["obs"][mb_inds], b_targets[mb_inds])
                 critic_optimizer.zero_grad()
                 v_loss.backward()
-                norm = nn.utils.clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                critic_norms.append(norm)
                 v_losses.append(v_loss.detach())
         with torch.no_grad():  # the target critics are a running average, they are not trained
             for target, weight in zip(target_critic.parameters(), critic.parameters()):
