@@ -204,7 +204,7 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: GI-PPO
 def gae(rewards, values, next_values, dones, gamma, lam):
-    """Generalised advantage estimates (H, N) with their graph, backwards in time, from lists of H tensors (N,)."""
+    """Generalised advantage estimates (H, N), backwards in time; they keep the graph of what they are made of."""
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
     # A_t     = delta_t + gamma lambda A_{t+1}, without the second term where an episode ends
     advantages, advantage = [], torch.zeros_like(rewards[0])
@@ -227,23 +227,22 @@ def rollout(env, actor, critic, normalizer, args):
         obs = normalizer(raw_obs[-1])
         mean, log_std = actor(obs)
         eps = torch.randn_like(mean)
-        u = mean + log_std.exp() * eps
-        next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(u))
-
-        # V(s_{t+1}) of the true successor, before any reset, also after a time-out; 0 if the robot has fallen
-        next_value = torch.where(terminated, 0.0, critic(normalizer(infos["final_obs"])).mean(-1))
-
+        us.append(mean + log_std.exp() * eps)
+        next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(us[-1]))
         raw_obs.append(next_obs)
-        us.append(u)
-        step = {"obs": obs, "mean": mean, "log_std": log_std, "eps": eps, "u": u, "rewards": reward}
-        step |= {"values": critic(obs).mean(-1), "next_values": next_value, "dones": terminated | truncated}
+        step = {"obs": obs, "mean": mean, "log_std": log_std, "eps": eps, "u": us[-1], "rewards": reward}
+        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": terminated | truncated}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+    data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
-    # data carries no gradient: the phases that follow reach only the current policy and critics
-    data = {name: torch.stack([step[name] for step in steps]).detach() for name in steps[0]}
-    graph = ([step[name] for step in steps] for name in ("rewards", "values", "next_values"))
-    advantages = gae(*graph, data["dones"], args.gamma, args.gae_lambda)
-    return data | {"advantages": advantages.detach(), "raw_obs": torch.stack(raw_obs).detach()}, advantages, us
+    # V(s_t), and V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
+    data["values"], next_values = critic(data["obs"]).mean(-1), critic(normalizer(data.pop("final_obs"))).mean(-1)
+    next_values = torch.where(data["terminated"], 0.0, next_values)
+    advantages = gae(data["rewards"], data["values"], next_values, data["dones"], args.gamma, args.gae_lambda)
+
+    # data carries no gradient: the epochs that follow reach only the current policy and critics
+    data |= {"advantages": advantages, "raw_obs": torch.stack(raw_obs)}
+    return {name: x.detach() for name, x in data.items()}, advantages, us
 
 
 def action_gradients(advantages, us, dones, gamma, lam):
