@@ -198,7 +198,7 @@ class ObsNormalizer(nn.Module):
         # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
@@ -221,18 +221,19 @@ def rollout(env, actor, critic, normalizer, args):
     critic: the target critics.  Returns the rollout as data, tensors (H, N, ...) without gradients; the advantages
     (H, N) with their graph; and the H actions u (N, A) on which they depend.
     """
-    raw_obs = [env.detach()]  # the graph starts here: what came before belongs to the last rollout's gradient
+    raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
     us, steps = [], []
     for _ in range(args.num_steps):
-        obs = normalizer(raw_obs[-1])
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         eps = torch.randn_like(mean)
         us.append(mean + log_std.exp() * eps)
         next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(us[-1]))
-        raw_obs.append(next_obs)
-        step = {"obs": obs, "mean": mean, "log_std": log_std, "eps": eps, "u": us[-1], "rewards": reward}
-        step |= {"final_obs": infos["final_obs"], "terminated": terminated, "dones": terminated | truncated}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "eps": eps, "u": us[-1]}
+        step |= {"rewards": reward, "final_obs": infos["final_obs"], "terminated": terminated}
+        step |= {"dones": terminated | truncated}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs = next_obs
     data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
     # V(s_t), and V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
@@ -241,8 +242,7 @@ def rollout(env, actor, critic, normalizer, args):
     advantages = gae(data["rewards"], data["values"], next_values, data["dones"], args.gamma, args.gae_lambda)
 
     # data carries no gradient: the epochs that follow reach only the current policy and critics
-    data |= {"advantages": advantages, "raw_obs": torch.stack(raw_obs)}
-    return {name: x.detach() for name, x in data.items()}, advantages, us
+    return {name: x.detach() for name, x in (data | {"advantages": advantages}).items()}, advantages, us
 
 
 def action_gradients(advantages, us, dones, gamma, lam):
@@ -481,9 +481,8 @@ if __name__ == "__main__":
         finite = action_grads.isfinite().all(-1)
         data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # 0: the action stays where it is
 
-        # only now: within a rollout the normalisation must not change, or the ratio would not start at 1
-        for raw_obs in data.pop("raw_obs"):
-            normalizer.update(all_rows(raw_obs))
+        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        normalizer.update(all_rows(data["raw_obs"].flatten(0, 1)))
 
         # flatten the batch
         b_data = {name: x.flatten(0, 1) for name, x in data.items()}
