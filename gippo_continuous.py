@@ -1,16 +1,15 @@
-"""Gradient-Informed PPO (GI-PPO), arXiv 2312.08710, as tuned in the RPO paper (arXiv 2508.06214). Docs: docs/gippo.md
+"""Gradient-Informed PPO (GI-PPO), arXiv 2312.08710, as tuned in the RPO paper (arXiv 2508.06214). See docs/gippo.md.
 
-PPO that uses the simulator's gradient as far as it proves useful:
+PPO that uses the gradient of a differentiable simulator as far as it proves useful:
 
-    1. Roll out H steps in N environments.  The advantages keep their graph: one backward pass through the simulator
-       gives the gradient of every advantage with respect to its own action.
-    2. Move every action a little along its gradient, and draw the actor to the moved actions by regression.  The result
-       is the alpha-policy.
-    3. Adapt the step alpha: it grows while nothing speaks against it.  It shrinks where the alpha-policy changes the
-       volume of the action space too much, leaves PPO's trust region too often, or is worse than the old policy.
-    4. PPO epochs on the same rollout, from the alpha-policy on.  Their ratio is that to pi_h, halfway between the old
-       policy and the alpha-policy.
-    5. Fit two critics to the targets A + V.  Target critics follow them with a delay.
+    1. Roll out H steps in N environments.  One backward pass through the simulator (BPTT) gives the gradient of every
+       advantage with respect to its own action.
+    2. Move every action a little along its gradient, and train the actor by regression to produce the moved actions.
+       The result is the alpha-policy.
+    3. Adapt the step alpha.  It shrinks if the alpha-policy changes volumes of actions too much, leaves PPO's interval
+       of ratios too often, or is worse than the old policy.  Otherwise it grows.
+    4. Go on with PPO's epochs on the same rollout.  Their ratio is that to pi_h, halfway between old and alpha-policy.
+    5. Fit two critics to the targets A + V.  The V in A is that of target critics, which follow with a delay.
 
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u), reward
@@ -18,14 +17,14 @@ PPO that uses the simulator's gradient as far as it proves useful:
     A_t              advantages       GAE(gamma, lambda), with its graph
     grad_a A         action_grads     of each A_t with respect to its own u_t
     alpha            alpha            step of the alpha-policy along that gradient
-    delta, beta      alpha_interval, alpha_factor    where alpha is lowered, and by how much it changes
+    delta            alpha_interval   volumes may change by this share
     max oorr         max_oorr         share of samples that the alpha-policy may take out of PPO's interval
-    pi_h             mixture          (pi_old + pi_alpha) / 2, the behaviour policy of the ratio
+    beta             alpha_factor     alpha is multiplied or divided by it
+    pi_h             mixture          (pi_old + pi_alpha) / 2, the behaviour policy of PPO's ratio
 
 Try:     python gippo_continuous.py --env-id hopper --total-timesteps 1000000 --capture-video
 Train:   python gippo_continuous.py --env-id hopper --total-timesteps 5013504 --alpha-epochs 16
-         two hours on one CPU core, shared at times; return 4,820 (4,900 without noise; one seed; RPO paper, at about
-         four times the steps: 5,512 and 5,514)
+         2 hours on one CPU core, return 4,820 (4,900 without noise; one seed; paper, 20M steps: 5,512 and 5,514)
 """
 
 import copy
@@ -79,7 +78,7 @@ class Args:
     num_steps: int = 32
     """H, length of the differentiated rollout (16 to 64)"""
     learning_rate: float = 5e-4
-    """of the actor, in the regression and in the PPO epochs; lowered where the loss of a phase grew"""
+    """of the actor, in the regression and in the PPO epochs; each lowers its own where its loss keeps growing"""
     critic_learning_rate: float = 5e-4
     """of the critics"""
     gamma: float = 0.99
@@ -89,19 +88,19 @@ class Args:
     alpha: float | None = None
     """step of the alpha-policy at the start; default: the task's"""
     alpha_interval: float = 0.4
-    """delta: alpha is lowered where the volume of actions changes by more than this share"""
+    """delta: alpha is lowered where volumes of actions change by more than this share"""
     alpha_factor: float = 1.02
     """beta: alpha is multiplied or divided by this"""
     alpha_epochs: int = 1
     """steps of the regression to the alpha-policy, each on the full batch (the authors' code: 16)"""
     max_oorr: float | None = None
-    """alpha is lowered where a larger share of the ratios is out of range; default: the task's"""
+    """alpha is lowered where a larger share of samples is outside PPO's interval; default: the task's"""
     update_epochs: int = 5
-    """PPO passes over the rollout"""
+    """PPO's passes over the rollout"""
     minibatch_size: int = 2048
-    """steps per minibatch of the PPO passes"""
+    """samples per minibatch of PPO's passes"""
     clip_coef: float | None = None
-    """epsilon, PPO's interval of ratios is 1 - epsilon .. 1 + epsilon; default: the task's"""
+    """epsilon: PPO's interval of ratios is 1 - epsilon .. 1 + epsilon; default: the task's"""
     critic_epochs: int = 16
     """passes of the critics over the rollout"""
     num_minibatches: int = 4
@@ -116,14 +115,13 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the RPO paper's settings per task (tables 3 and 5); budgets: it states ANYmal's, the others are estimates
+# tables 3 and 5 of the RPO paper; it states a budget for ANYmal only, and has no cheetah and no cartpole
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "alpha": 0.5, "max_oorr": 0.7, "clip_coef": 0.2},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 0.5, "max_oorr": 0.8, "clip_coef": 0.2},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 1e-3, "max_oorr": 0.5, "clip_coef": 0.2},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "alpha": 5e-3, "max_oorr": 0.1, "clip_coef": 0.2},
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "alpha": 5e-4, "max_oorr": 0.1, "clip_coef": 0.05},
-    # not in the paper
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1e-2, "max_oorr": 0.5, "clip_coef": 0.2},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1e-3, "max_oorr": 0.5, "clip_coef": 0.2},
 }
@@ -204,7 +202,7 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: GI-PPO
 def gae(rewards, values, next_values, dones, gamma, lam):
-    """Generalised advantage estimates (H, N), backwards in time; they keep the graph of what they are made of."""
+    """Generalised advantage estimates A (H, N), backwards in time, with the graph of rewards and values."""
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
     # A_t     = delta_t + gamma lambda A_{t+1}, without the second term where an episode ends
     advantages, advantage = [], torch.zeros_like(rewards[0])
@@ -229,9 +227,8 @@ def rollout(env, actor, critic, normalizer, args):
         eps = torch.randn_like(mean)
         us.append(mean + log_std.exp() * eps)
         next_obs, reward, terminated, truncated, infos = env.step(torch.tanh(us[-1]))
-        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "eps": eps, "u": us[-1]}
-        step |= {"rewards": reward, "final_obs": infos["final_obs"], "terminated": terminated}
-        step |= {"dones": terminated | truncated}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
+        step |= {"eps": eps, "u": us[-1], "rewards": reward, "terminated": terminated, "dones": terminated | truncated}
         steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
         raw_obs = next_obs
     data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
@@ -277,7 +274,7 @@ def regression_epochs(actor, optimizer, data, args):
     """Regression to the alpha-policy, one step on the full batch (H N, ...) per epoch. Returns the losses."""
     losses = []
     for _ in range(args.alpha_epochs):
-        # L_alpha = E[ |f_theta(eps; s) - u_alpha|^2 ], with the noise of the rollout and the moved actions
+        # L_alpha = E[ |f_theta(eps; s) - u_alpha|^2 ]: the noise of the rollout is to produce the moved action
         mean, log_std = actor(data["obs"])
         loss = ((mean + log_std.exp() * data["eps"] - data["alpha_actions"]) ** 2).sum(-1).mean()
         optimizer.zero_grad()
@@ -300,12 +297,11 @@ def adapted_alpha(alpha, data, alpha_log_std, gains, args):
     # w = pi_alpha / pi_old on the actions of the rollout; oorr: the share of samples outside PPO's interval
     w = all_rows((data["alpha_log_prob"] - data["log_prob"]).clamp(-16.0, 16.0).exp())
     oorr = (w - 1.0).abs().gt(args.clip_coef).float().mean().item()
-    # sum A (w - 1): the alpha-policy's gain over the old policy, as PPO estimates it;
-    # worse: a loss, and more than one standard deviation below the mean
+    # sum A (w - 1): the gain of the alpha-policy over the old policy, as PPO estimates it;
+    # worse: the gain is negative, and more than one standard deviation below the mean
     gain = (all_rows(data["advantages"]) * (w - 1.0)).sum().view(1, 1)
     worse = gain < 0.0 and gains(gain) < -1.0
     gains.update(gain)
-
     grows = safe and oorr <= args.max_oorr and not worse
     return min(alpha * args.alpha_factor, 1.0) if grows else alpha / args.alpha_factor, oorr
 
@@ -313,7 +309,7 @@ def adapted_alpha(alpha, data, alpha_log_std, gains, args):
 def policy_loss(actor, data, args):
     """PPO's loss of one minibatch (B, ...), and three diagnostics."""
     mean, log_std = actor(data["obs"])
-    # pi_h = (pi_old + pi_alpha) / 2; where the two are far apart in one sample of the minibatch, pi_alpha alone
+    # pi_h = (pi_old + pi_alpha) / 2; if the two are far apart in a sample of the minibatch, pi_alpha alone
     mixture = torch.logaddexp(data["log_prob"], data["alpha_log_prob"]) - math.log(2.0)
     far = all_rows((data["alpha_log_prob"] - data["log_prob"]).abs()).max() > 4.0
     behaviour = torch.where(far, data["alpha_log_prob"], mixture)
@@ -323,7 +319,6 @@ def policy_loss(actor, data, args):
     # L = - E[ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) ]
     clipped = ratio.clamp(1.0 - args.clip_coef, 1.0 + args.clip_coef)
     loss = -torch.min(ratio * data["scaled_advantages"], clipped * data["scaled_advantages"]).mean()
-
     with torch.no_grad():  # only for the log
         entropy = log_std.sum(-1).mean() + 0.5 * mean.shape[-1] * (1.0 + math.log(2.0 * math.pi))
         stats = {"kept": (ratio == clipped).float().mean(), "ratio_max": ratio.max(), "entropy": entropy}
@@ -333,11 +328,10 @@ def policy_loss(actor, data, args):
 def ppo_epochs(actor, optimizer, data, args):
     """PPO's epochs, in minibatches. Returns their mean losses, and the diagnostics of every step."""
     losses, stats, num_minibatches = [], [], math.ceil(args.batch_size / args.minibatch_size)
-    names = ("obs", "u", "log_prob", "alpha_log_prob", "scaled_advantages")
     for _ in range(args.update_epochs):
         mb_losses = []
         for mb_inds in torch.randperm(len(data["u"]), device=data["u"].device).chunk(num_minibatches):
-            loss, mb_stats = policy_loss(actor, {name: data[name][mb_inds] for name in names}, args)
+            loss, mb_stats = policy_loss(actor, {name: x[mb_inds] for name, x in data.items()}, args)
             optimizer.zero_grad()
             loss.backward()
             mb_stats["grad_norm"] = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
@@ -351,10 +345,10 @@ def ppo_epochs(actor, optimizer, data, args):
 def with_retries(phase, actor, optimizer, data, args):
     """Train the actor in regression_epochs or ppo_epochs; if the loss has grown, undo it and try smaller steps.
 
-    The retries are for steps that overshoot.  A large gradient is scaled down and followed; one that is not finite ends
-    the run, because smaller steps cannot mend it: every try begins with the same gradient.  After eight tries the actor
-    stays what it was, and the learning rate is lowered for good.  Returns the diagnostics of the last try, and how many
-    tries were undone.
+    The retries are for steps that overshoot.  A single epoch has no second loss to compare and is always kept.  A large
+    gradient is scaled down and followed; one that is not finite ends the run, because smaller steps on the same data
+    would not mend it.  After eight tries the actor stays what it was, and the learning rate is lowered for good.
+    Returns the diagnostics of the last try, and how many tries were undone.
     """
     before, lr = copy.deepcopy((actor.state_dict(), optimizer.state_dict())), optimizer.param_groups[0]["lr"]
     for undone in range(8):
@@ -444,8 +438,7 @@ if __name__ == "__main__":
         # alpha and the actor's learning rates have been adapted: a flag replaces them only if it is not the run's own
         alpha = checkpoint["alpha"] if args.alpha == checkpoint["args"]["alpha"] else args.alpha
         if args.learning_rate != checkpoint["args"]["learning_rate"]:
-            for optimizer in (alpha_optimizer, actor_optimizer):
-                optimizer.param_groups[0]["lr"] = args.learning_rate
+            alpha_optimizer.param_groups[0]["lr"] = actor_optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
     if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
         env.load_state_dict(checkpoint["env"])
