@@ -84,7 +84,7 @@ class Args:
     gamma: float = 0.99
     """discount factor"""
     gae_lambda: float = 0.95
-    """lambda of the generalised advantage estimate"""
+    """lambda of the generalised advantage estimate; the gradients of the actions are divided by its powers"""
     alpha: float | None = None
     """step of the alpha-policy at the start; default: the task's"""
     alpha_interval: float = 0.4
@@ -385,7 +385,7 @@ def evaluate(actor, normalizer, args, video):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
     limits = {"alpha": (1e-12, 1.0), "alpha_factor": (1.0, math.inf), "target_critic_keep": (0.0, 1.0)}
-    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, **limits)
+    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, gae_lambda=(0.1, 1.0), **limits)
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
     run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
