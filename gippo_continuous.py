@@ -415,8 +415,7 @@ if __name__ == "__main__":
     normalizer = ObsNormalizer(num_obs).to(device)
     alpha, target_critic = args.alpha, copy.deepcopy(critic)
     gains = ObsNormalizer(1).to(device)  # of sum A (w - 1), see adapted_alpha
-    # one optimiser for each phase of the actor; that of the PPO epochs has PPO's usual betas
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}  # PPO's epochs have PPO's usual betas
     alpha_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
@@ -429,10 +428,9 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, episodes = 0, deque(maxlen=100)
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        start = checkpoint["iteration"]
-        episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         # alpha and the actor's learning rates have been adapted: a flag replaces them only if it is not the run's own
@@ -456,6 +454,7 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
@@ -556,12 +555,13 @@ if __name__ == "__main__":
         for name, since, until in zip(("rollout", "backward", "actor", "critic"), times, times[1:]):
             metrics[f"time/{name}"] = until - since
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
-        progress = f"step {global_step:,}/{args.num_iterations * args.batch_size:,}"
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
         if args.eval_freq and iteration % args.eval_freq == 0:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
