@@ -193,7 +193,7 @@ class ObsNormalizer(nn.Module):
 
     @torch.no_grad()  # statistics are constants for every gradient
     def update(self, obs):
-        # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
+        # merge two sets a, b with S = n var:  S = S_a + S_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
         squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
@@ -364,17 +364,16 @@ def with_retries(phase, actor, optimizer, data, args):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics, G = A + V."""
+    """L_V: the mean over both critics of E[ (V_i(s) - G)^2 ], G = A + V."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
-def evaluate(actor, normalizer, args, video):
+def evaluate(actor, normalizer, args, film):
     """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
-        film = video if args.capture_video and deterministic else None
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
-        returns, lengths = envs.evaluate(env, policy, args.seed, film)
+        returns, lengths = envs.evaluate(env, policy, args.seed, film if args.capture_video and deterministic else None)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
         print(f"{tag}episodic_return {mean:.1f} +- {std:.1f}, length {length:.1f}, {len(returns)} episodes", flush=True)
         metrics |= {f"{tag}episodic_return": mean, f"{tag}return_std": std, f"{tag}episodic_length": length}
@@ -383,7 +382,7 @@ def evaluate(actor, normalizer, args, video):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
     limits = {"alpha": (1e-12, 1.0), "alpha_factor": (1.0, math.inf), "target_critic_keep": (0.0, 1.0)}
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, gae_lambda=(0.1, 1.0), **limits)
     args.batch_size = args.num_envs * args.num_steps
@@ -397,15 +396,15 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}
+    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
-    seed = args.seed * world_size + rank
+    seed = args.seed * world_size + rank  # of this process's environments
 
     # env setup
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
-    env.reset()
+    env.reset()  # rollout() takes the observation from env.detach()
 
     # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
     num_threads = torch.get_num_threads()
@@ -438,16 +437,17 @@ if __name__ == "__main__":
         if args.learning_rate != checkpoint["args"]["learning_rate"]:
             alpha_optimizer.param_groups[0]["lr"] = actor_optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
-    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
-        env.load_state_dict(checkpoint["env"])
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-    elif checkpoint or rank > 0:  # the networks are the same in all processes, the noise is not
-        torch.manual_seed(2**32 * (start + 1) + seed)
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
+    if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
+        env.load_state_dict(checkpoint["env"])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
+        torch.manual_seed(hash((start, seed)) % 2**32)
+        env.reset(seed=torch.initial_seed())
 
     if rank == 0:
         if args.track:
@@ -525,7 +525,7 @@ if __name__ == "__main__":
             continue
         global_step = iteration * args.batch_size
         episodes.extend(torch.stack([b_data["episode_return"], b_data["episode_length"]], 1)[b_data["dones"]].tolist())
-        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()
+        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()  # NaN before the first end
         means = {name: torch.stack([step[name] for step in stats]).mean().item() for name in stats[0]}
         sps = (iteration - start) * args.batch_size / (time.time() - start_time)
         metrics = {
@@ -536,7 +536,7 @@ if __name__ == "__main__":
             "charts/alpha_learning_rate": alpha_optimizer.param_groups[0]["lr"],
             "charts/diverged": env.diverged.item(),
             "losses/value_loss": torch.stack(v_losses).mean().item(),
-            "losses/explained_variance": 1.0 - (errors.var() / b_targets.var()).item(),
+            "losses/explained_variance": 1.0 - (errors.var(correction=0) / b_targets.var(correction=0)).item(),
             "losses/entropy": stats[0]["entropy"].item(),
             "losses/alpha": alpha_used,
             "losses/alpha_kl": alpha_kl.item(),
@@ -557,21 +557,21 @@ if __name__ == "__main__":
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
         progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
-        if args.eval_freq and iteration % args.eval_freq == 0:
+        if args.eval_freq and iteration % args.eval_freq == 0 and iteration < args.num_iterations:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
         writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
-        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
-        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "alpha": alpha}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args), "alpha": alpha}
+        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
         torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
         os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
 
     if rank == 0:
-        global_step = args.num_iterations * args.batch_size
+        global_step = max(start, args.num_iterations) * args.batch_size
         for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():
             writer.add_scalar(tag, value, global_step)
         writer.close()
