@@ -1,10 +1,9 @@
-"""The script as a user runs it: whole runs with tiny sizes, resume, kill, signals, bad flags, bad numbers."""
+"""Every script as a user runs it, in tiny sizes: whole runs, kill and resume, Ctrl-C, flags, NaN, and its text."""
 
-import csv
+import ast
 import dataclasses
 import importlib
 import math
-import os
 import re
 import shutil
 import signal
@@ -13,654 +12,520 @@ import sys
 import time
 import types
 import typing
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+import tyro
+from running import CARTPOLE, SCRIPTS, events, path, run_here, state_of_this_process
 
 import envs
+from benchmarks.tiny import CLOCKS, STEPS, assert_same, iterations, load, run, run_dir, start, total
 
-ROOT = Path(__file__).parent.parent
-TINY = "--num-envs 8 --num-steps 4 --critic-epochs 2 --num-minibatches 2 --num-eval-envs 4".split()
-TINY_LEARNED = ["--update-epochs" if flag == "--critic-epochs" else flag for flag in TINY]
-TINY_SAC = "--num-envs 8 --num-steps 4 --num-updates 2 --batch-size 16 --learning-starts 64 --num-eval-envs 4".split()
 ANALYTIC = ("rpo", "shac", "sapo", "gippo")  # with the simulator's gradient
-LEARNED = ("ppo", "reppo")
-SCRIPTS = (*ANALYTIC, *LEARNED, "sac")
-# one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+RELATIVES = ("rpo", "shac", "sapo")
+TOTAL = 8 * STEPS  # of a whole run
 
 
-STARTED = []
+@pytest.fixture(scope="module", params=SCRIPTS)
+def whole(request, tmp_path_factory):
+    """A script, what it prints in a run of 8 iterations, evaluated twice on the way, and its run folder."""
+    cwd = tmp_path_factory.mktemp(request.param)
+    output = run(cwd, request.param, *CARTPOLE, *total(8), "--eval-freq", 4, "--seed", 3)
+    return request.param, output, run_dir(cwd)
 
 
-@pytest.fixture(autouse=True)
-def no_process_outlives_its_test():
-    yield
-    while STARTED:
-        STARTED.pop().kill()  # of a process that has ended nothing
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The checkpoint of a short run by the script asked for; nobody writes to its folder."""
+    made = {}
+
+    def checkpoint(script):
+        if script not in made:
+            cwd = tmp_path_factory.mktemp(f"finished-{script}")
+            run_here(cwd, script, *total(2))
+            made[script] = run_dir(cwd) / "checkpoint.pt"
+        return made[script]
+
+    return checkpoint
 
 
-def start(cwd, *flags, code=None, script="rpo"):
-    command = [sys.executable, *(["-c", code] if code else [str(ROOT / f"{script}_continuous.py")]), *map(str, flags)]
-    options = {"cwd": cwd, "env": ENVIRONMENT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    STARTED.append(subprocess.Popen(command, **options))
-    return STARTED[-1]
+@pytest.fixture
+def go_on(finished, tmp_path):
+    """Resumes a copy of such a run for two more iterations: what it prints, and its folder."""
+
+    def resume(script, *flags):
+        folder = tmp_path / f"{script}-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(finished(script).parent, folder)
+        return run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt", *total(4), *flags), folder
+
+    return resume
 
 
-def run(cwd, *flags, expect=0, code=None, script="rpo"):
-    process = start(cwd, *flags, code=code, script=script)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == expect, output
-    return output
+def evaluations(output):
+    return [line for line in output.splitlines() if line.startswith("eval/")]
 
 
-def tiny(script):
-    return TINY_SAC if script == "sac" else TINY_LEARNED if script in LEARNED else TINY
+# whole runs
+def test_a_whole_run(whole):
+    script, output, folder = whole
+    assert re.fullmatch(rf"cartpole__{script}_continuous__3__\d+", folder.name)
+    assert sorted(file.name for file in folder.glob("*"))[0] == "checkpoint.pt" and len(list(folder.glob("*"))) == 2
+    assert output.count("eval/episodic_return") == output.count("eval/deterministic_episodic_return") == 3
+    steps = [int(step.replace(",", "")) for step in re.findall(r"^step ([\d,]+)/256 ", output, re.MULTILINE)]
+    assert steps == [*range(STEPS, TOTAL + 1, STEPS)]
+    assert f"runs/{folder.name}" in output and f"done: {TOTAL} steps" in output
+    state = load(folder / "checkpoint.pt")
+    assert (state["script"], state["iteration"]) == (path(script).name, 8)
+    assert state["normalizer"]["count"] == 1 + TOTAL  # every observation that the policy acted on, and an imaginary one
+    for name, value in state["args"].items():  # the table shows what is in use, the task's defaults included
+        assert f"    {name}: {value}\n" in output and (value is not None or name == "checkpoint")
 
 
-def run_dir(cwd):
-    (folder,) = (Path(cwd) / "runs").iterdir()
-    return folder
+def test_the_log_of_a_whole_run(whole):
+    script, _, folder = whole
+    log = events(folder)
+    own = {
+        "rpo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
+        "sapo": "losses/entropy losses/alpha",
+        "gippo": "losses/entropy losses/alpha losses/out_of_range_ratio losses/clipfrac losses/ratio_max",
+        "ppo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
+        "reppo": "losses/entropy losses/clipfrac losses/alpha losses/beta losses/aux_loss losses/target_clip_frac",
+        "sac": "losses/entropy losses/alpha losses/q_value",
+    }
+    tags = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
+        losses/value_loss losses/actor_grad_norm losses/critic_grad_norm losses/approx_kl
+        time/rollout time/actor time/critic"""
+    tags += " losses/action_grad_norm losses/nonfinite_action_grads time/backward" if script in ANALYTIC else ""
+    tags += " losses/explained_variance" if script != "sac" else ""
+    every = [*range(STEPS, TOTAL + 1, STEPS)]
+    for tag in f"{tags} {own.get(script, '')}".split():
+        steps = [step for step, _ in log[tag]]
+        assert steps == (every[1:] if script == "sac" and len(steps) == 7 else every), tag  # SAC waits for its buffer
+        assert tag.startswith("charts/episodic") or all(math.isfinite(value) for _, value in log[tag]), tag
+    assert all(value > 0 for _, value in log["losses/actor_grad_norm"])
+    for tag in ("episodic_return", "return_std", "episodic_length"):
+        for mode in ("eval/", "eval/deterministic_"):
+            assert [step for step, _ in log[mode + tag]] == [TOTAL // 2, TOTAL, TOTAL]  # the last one is the final one
 
 
-def metrics(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_training(a, b):
-    """Bit-identical networks, optimisers, normaliser, environment and random state."""
-    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (a, b)]
-    assert states[0]["global_step"] == states[1]["global_step"]
-
-    def compare(x, y, name):
-        if isinstance(x, dict):
-            assert x.keys() == y.keys(), name
-            for key in x:
-                compare(x[key], y[key], f"{name}/{key}")
-        elif isinstance(x, list):
-            assert len(x) == len(y), name
-            for k, (left, right) in enumerate(zip(x, y)):
-                compare(left, right, f"{name}/{k}")
-        else:
-            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, name
-
-    modules = {"actor", "critic", "normalizer", "actor_optimizer", "critic_optimizer", "shares"}
-    own = {"temperature", "alpha_optimizer", "return_normalizer", "multipliers", "dual_optimizer"}
-    own |= {"target_critic", "gains", "alpha"}
-    for name in modules | (states[0].keys() & own):
-        compare(states[0][name], states[1][name], name)
-    clocks = {"wall_s", "SPS", "time_rollout", "time_backward", "time_actor", "time_critic"}
-    lines = [[{k: v for k, v in row.items() if k not in clocks} for row in metrics(folder)] for folder in (a, b)]
-    assert lines[0] == lines[1]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_whole_run(tmp_path, script):
-    flags = [*tiny(script), "--total-timesteps", 320, "--eval-freq", 5, "--save-model", "--seed", 3]
-    output = run(tmp_path, *flags, script=script)
-    folder = run_dir(tmp_path)
-    assert re.fullmatch(rf"hopper__{script}_continuous__3__\d+", folder.name)
-    assert output.count("eval stochastic: return") == 3 and output.count("eval deterministic: return") == 3
-    assert "step 320/320 (100 %)" in output
-    if script == "rpo":
-        assert "ent_coef: 0.25" in output and "kl_coef: 0.2" in output
-    rows = metrics(folder)
-    assert [int(row["global_step"]) for row in rows] == [*range(32, 321, 32), 320]
-    assert rows[-1]["eval_episodic_return"] and rows[4]["eval_episodic_return"] and not rows[0]["eval_episodic_return"]
-    assert list(folder.glob("events.out.tfevents.*"))
-    if script in ("rpo", "shac", "sapo"):
-        first, last = (5e-4, 5e-4 * 0.02**0.9) if script == "rpo" else (2e-3, 2e-3 - 0.9 * (2e-3 - 1e-5))
-        assert float(rows[0]["learning_rate"]) == pytest.approx(first)
-        assert float(rows[9]["learning_rate"]) == pytest.approx(last)
+def test_the_learning_rate_and_the_optimisers(whole):
+    script, _, folder = whole
+    log, state = events(folder), load(folder / "checkpoint.pt")
+    if script in RELATIVES:
+        k = torch.arange(8) / 8
+        rates = 5e-4 * 0.02**k if script == "rpo" else 2e-3 + (1e-5 - 2e-3) * k
+        assert [rate for _, rate in log["charts/learning_rate"]] == pytest.approx(rates.tolist())
     usual, short = ((0.9, 0.999), 1e-8, 0.01), ((0.7, 0.95), 1e-8, 0.01)
     settings = {"ppo": 2 * [((0.9, 0.999), 1e-5, 0.01)], "reppo": 2 * [((0.9, 0.999), 1e-8, 0.0)]}
     settings |= {"sac": [usual, usual], "gippo": [usual, short]}
     for name, expected in zip(("actor_optimizer", "critic_optimizer"), settings.get(script, [short, short])):
-        (group,) = torch.load(folder / "checkpoint.pt", weights_only=True)[name]["param_groups"]
-        assert (group["betas"], group["eps"], group["weight_decay"]) == expected
-    model = torch.load(folder / f"{script}_continuous.cleanrl_model", weights_only=True)
-    # every observation of a rollout and its successor; SAC has no successor of the last one yet
-    assert model["normalizer"]["count"] == 1 + 10 * (4 if script == "sac" else 5) * 8
-
-    # --eval-only on the checkpoint repeats the final evaluation to the digit
-    again = run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only", script=script)
-    evaluations = [[line for line in text.splitlines() if line.startswith("eval")] for text in (output, again)]
-    assert evaluations[1] == evaluations[0][-2:]
-    assert run_dir(tmp_path) == folder
+        (group,) = state[name]["param_groups"]
+        assert (tuple(group["betas"]), group["eps"], group["weight_decay"]) == expected
 
 
-CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "hopper"] + [("shac", "ant"), ("sapo", "ant")]
-CASES += [(script, env_id) for script in (*LEARNED, "gippo", "sac") for env_id in ("ant", "cartpole")]
+def test_an_evaluation_is_that_of_envs_evaluate(whole):
+    script, output, folder = whole
+    log = events(folder)
+    for mode, deterministic in (("eval/", False), ("eval/deterministic_", True)):
+        policy, args = envs.load_policy(folder / "checkpoint.pt", deterministic)
+        with state_of_this_process():
+            envs.use_onednn()  # as the script does: the same bits
+            returns, lengths = envs.evaluate(envs.make(args["env_id"], args["num_eval_envs"]), policy, args["seed"])
+        expected = {"episodic_return": returns.mean(), "return_std": returns.std(correction=0)}
+        for tag, value in (expected | {"episodic_length": lengths.mean()}).items():
+            assert log[mode + tag][-1] == (TOTAL, pytest.approx(value.item(), rel=1e-6)), tag
+    again = run_here(folder.parent, script, "--checkpoint", folder / "checkpoint.pt", "--eval-only")
+    assert evaluations(again) == evaluations(output)[-2:] and "step " not in again
+    assert len(list(folder.glob("*"))) == 2  # it leaves nothing
+
+
+KILLED = """
+import os, signal, torch
+save, calls = torch.save, []
+def save_and_die(content, path):
+    calls.append(path)
+    if len(calls) == 6:
+        save(content, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(content, path)
+torch.save = save_and_die
+"""
+
+
+def test_kill_and_resume_is_bit_identical(whole, tmp_path):
+    script, _, uninterrupted = whole
+    # killed while it writes the checkpoint of the sixth iteration, whose scalars are in the log
+    run(tmp_path, script, *CARTPOLE, *total(8), "--seed", 3, code=KILLED, expect=-signal.SIGKILL)
+    folder = run_dir(tmp_path)
+    assert load(folder / "checkpoint.pt")["iteration"] == 5
+    output = run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt")
+    assert re.findall(r"^step (\d+)/", output, re.MULTILINE) == ["192", "224", "256"]
+    # networks, optimisers, normaliser, environment, random numbers; the other run has been evaluated on the way
+    ours, theirs = load(folder / "checkpoint.pt"), load(uninterrupted / "checkpoint.pt")
+    assert {"actor", "critic", "actor_optimizer", "critic_optimizer", "normalizer", "env", "rng"} <= set(ours)
+    assert ours["args"].pop("checkpoint") and theirs["args"].pop("eval_freq") and ours["args"].pop("eval_freq") == 0
+    assert theirs["args"].pop("checkpoint") is None
+    assert_same(ours, theirs, script)
+    ours, theirs = events(folder), events(uninterrupted)
+    for tag in theirs.keys() - {*CLOCKS}:
+        assert_same(ours[tag], theirs[tag][-1:] if tag.startswith("eval/") else theirs[tag], tag)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, tmp_path):
+    states = [load(finished("rpo"))]
+    for seed in (1, 2):
+        run_here(tmp_path / str(seed), "rpo", *total(2), "--seed", seed)
+        states.append(load(run_dir(tmp_path / str(seed)) / "checkpoint.pt"))
+    first, same, other = states
+    assert_same(first, same, "rpo")
+    assert_all_different(first, other)
+
+
+def assert_all_different(a, b):
+    for name in ("actor", "critic", "normalizer", "env", "rng"):
+        with pytest.raises(AssertionError):
+            assert_same(a[name], b[name], name)
+
+
+CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "cartpole"]
+CASES += [(script, "ant") for script in SCRIPTS if script != "rpo"]
 
 
 @pytest.mark.parametrize("script, env_id", CASES)
 def test_every_task_trains_and_evaluates(tmp_path, script, env_id):
-    flags = [*tiny(script), "--num-eval-envs", 1, "--env-id", env_id, "--total-timesteps", 128]
-    output = run(tmp_path, *flags, script=script)
-    assert "eval deterministic: return" in output and "done: 128 steps" in output
-    learning = metrics(run_dir(tmp_path))[1 if script == "sac" else 0 : -1]  # SAC's first rollout is too few steps
-    assert learning and all(float(row["actor_grad_norm"]) > 0 for row in learning)
+    film = ["--capture-video"] if env_id == "hopper" else []
+    output = run_here(tmp_path, script, "--env-id", env_id, "--num-eval-envs", 1, *total(3), *film)
+    assert "eval/deterministic_episodic_return" in output and f"done: {3 * STEPS} steps" in output
+    norms = events(run_dir(tmp_path))["losses/actor_grad_norm"]
+    assert norms and all(0 < norm < math.inf for _, norm in norms)
+    video = [*run_dir(tmp_path).glob(f"video-{3 * STEPS}.*")]
+    assert len(video) == len(film) and all(str(file.relative_to(tmp_path)) in output for file in video)
 
 
-def test_a_video_shows_one_episode_up_to_its_end(tmp_path):
-    flags = [*TINY, "--env-id", "cartpole", "--capture-video"]
-    output = run(tmp_path, *flags, "--total-timesteps", 32)
-    folder = run_dir(tmp_path)
-    (path,) = folder.glob("video-32.*")
-    assert f"video of one deterministic episode: runs/{folder.name}/{path.name}" in output
-    if path.suffix == ".webp":
-        video = Image.open(path)
-        frames = [(frame.convert("RGB"), frame.info["duration"]) for frame in ImageSequence.Iterator(video)]
-        # every second one of 240 steps, 33 ms each; WebP shows a frame for longer where the next one is the same
-        assert sum(duration for _, duration in frames) == 120 * 33
-        assert all(frame.size == (320, 240) and np.asarray(frame).std() > 10 for frame, _ in frames)
-    path.unlink()
-    run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--eval-only", "--capture-video")
-    assert list(folder.glob("video-32.*"))
-
-
-def test_a_video_ends_with_the_first_episode(tmp_path):
-    flags = [*TINY, "--num-eval-envs", 1, "--total-timesteps", 32, "--capture-video"]
-    output = run(tmp_path, *flags)  # an untrained hopper soon falls
-    length = float(re.search(r"eval deterministic: .*length ([\d.]+)", output).group(1))
-    assert 2 < length < 500
-    (path,) = run_dir(tmp_path).glob("video-32.*")
-    if path.suffix == ".webp":
-        frames = [(frame.convert("RGB"), frame.info["duration"]) for frame in ImageSequence.Iterator(Image.open(path))]
-        assert sum(duration for _, duration in frames) == 33 * math.ceil(length / 2)
-
-
-def test_a_video_is_an_mp4_where_the_encoder_is_installed(tmp_path):
-    code = """
-import sys, types
-import numpy as np
-sent = []
-def write_frames(path, size, fps):
-    sent.append((path, size, fps))
+# Ctrl-C, and going on
+def test_ctrl_c_loses_at_most_the_current_iteration(tmp_path):
+    process = start(tmp_path, "rpo", *CARTPOLE, *total(10**6))
     try:
-        while True:
-            sent.append((yield).shape)
-    except GeneratorExit:
-        sent.append("closed")
-sys.modules["imageio_ffmpeg"] = types.SimpleNamespace(write_frames=write_frames)
-import rpo_continuous
-assert rpo_continuous.write_video([np.zeros((240, 320, 3), np.uint8)] * 2, "v") == "v.mp4"
-assert sent == [("v.mp4", (320, 240), 30), (240, 320, 3), (240, 320, 3), "closed"], sent
-"""
-    run(tmp_path, code=code)
+        while iterations(tmp_path) < 3:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    saved = load(run_dir(tmp_path) / "checkpoint.pt")["iteration"]
+    assert iterations(tmp_path) - saved in (0, 1)
+
+
+def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
+    folder = tmp_path / "moved"  # the checkpoint alone is enough
+    folder.mkdir()
+    shutil.copy(finished("rpo"), folder)
+    output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt")
+    assert "the run is finished; only a larger --total-timesteps goes on with it" in output
+    assert not re.search("^step ", output, re.MULTILINE) and len(evaluations(output)) == 2
+    output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt", *total(4))
+    assert "is finished" not in output
+    assert re.findall(r"^step (\d+)/128 ", output, re.MULTILINE) == ["96", "128"]
+    state = load(folder / "checkpoint.pt")
+    assert state["iteration"] == 4 and state["args"]["total_timesteps"] == 4 * STEPS
+    assert [step for step, _ in events(folder)["losses/value_loss"]] == [96, 128]
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_tensorboard_tags(tmp_path, script):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run(tmp_path, *tiny(script), "--total-timesteps", 128, script=script)
-    events = EventAccumulator(str(run_dir(tmp_path)))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
-    expected = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
-        losses/value_loss losses/actor_grad_norm
-        time/rollout time/actor time/critic eval/episodic_return"""
-    own = {
-        "ppo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
-        "sac": "losses/entropy losses/alpha losses/q_value",
-        "gippo": "losses/entropy losses/alpha losses/out_of_range_ratio losses/clipfrac losses/ratio_max",
-        "reppo": "losses/entropy losses/clipfrac losses/alpha losses/beta losses/aux_loss losses/target_clip_frac",
-        "rpo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
-        "sapo": "losses/entropy losses/alpha",
-    }
-    expected += " " + own.get(script, "")
-    expected += " losses/action_grad_norm time/backward" if script in ANALYTIC else ""
-    expected += " losses/approx_kl losses/explained_variance" if script != "sac" else ""
-    assert set(expected.split()) <= tags
-    assert "hyperparameters/text_summary" in events.Tags()["tensors"]
+def test_learning_rates_beside_a_checkpoint_take_effect(script, finished, go_on):
+    # half of each, also where it ends: every schedule is half as high
+    args = load(finished(script))["args"]
+    rates = {name: value for name, value in args.items() if name.endswith("learning_rate")}
+    halved = [f"--{name.replace('_', '-')}={0.5 * value}" for name, value in rates.items()]
+    fixed = ["--no-adaptive-lr"] if "adaptive_lr" in args else []
+    plain, half = (load(go_on(script, *fixed, *flags)[1] / "checkpoint.pt") for flags in ([], halved))
+    optimizers = [name for name in plain if name.endswith("optimizer")]
+    assert len(optimizers) >= 2
+    for name in optimizers:
+        plain_rate, rate = (state[name]["param_groups"][0]["lr"] for state in (plain, half))
+        # GI-PPO lowers its own where a loss has grown
+        assert rate == pytest.approx(0.5 * plain_rate) or (script == "gippo" and rate != plain_rate), name
+    assert {name: half["args"][name] for name in rates} == {name: 0.5 * value for name, value in rates.items()}
 
 
-def test_same_seed_same_run_and_another_seed_another(tmp_path):
-    folders = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        (tmp_path / name).mkdir()
-        run(tmp_path / name, *TINY, "--total-timesteps", 96, "--seed", seed)
-        folders.append(run_dir(tmp_path / name))
-    assert_same_training(folders[0], folders[1])
-    with pytest.raises(AssertionError):
-        assert_same_training(folders[0], folders[2])
+def test_a_seed_beside_a_checkpoint_gives_other_random_numbers(go_on):
+    flags = ([], ["--seed", 2], ["--seed", 2])
+    same, other, again = (load(go_on("rpo", *seed)[1] / "checkpoint.pt") for seed in flags)
+    del other["args"], again["args"]  # they name their own checkpoints
+    assert_same(other, again, "rpo")
+    assert_all_different(same, other)
 
 
-def test_an_evaluation_does_not_touch_the_training(tmp_path):
-    for name, frequency in (("with", 1), ("without", 0)):
-        (tmp_path / name).mkdir()
-        run(tmp_path / name, *TINY, "--total-timesteps", 96, "--eval-freq", frequency)
-    a, b = (torch.load(run_dir(tmp_path / name) / "checkpoint.pt", weights_only=True) for name in ("with", "without"))
-    assert all(torch.equal(a["actor"][name], b["actor"][name]) for name in a["actor"])
-    (a,), (b,) = a["shares"], b["shares"]
-    assert torch.equal(a["rng"], b["rng"]) and torch.equal(a["env"]["joint_q"], b["env"]["joint_q"])
-
-
-def test_flags_of_the_ablations(tmp_path):
-    ablations = "--update-epochs 1 --kl-coef 0 --ent-coef 0 --no-clip-gradient --critic-agg min --surrogate-coef 32"
-    ablations += " --no-importance-weight"
-    output = run(tmp_path, *TINY, "--total-timesteps", 64, "--no-anneal-lr", *ablations.split())
-    assert "kl_coef: 0.0" in output and "ent_coef: 0.0" in output  # an explicit 0 wins over the task's default
-    rows = metrics(run_dir(tmp_path))
-    assert {float(row["learning_rate"]) for row in rows[:2]} == {5e-4}
-    assert {float(row["effective_sample_ratio"]) for row in rows[:2]} == {1.0}
-
-
-@pytest.mark.parametrize("script", ("rpo", "shac", "sapo"))
-def test_long_rows_of_the_action_gradient_are_shortened(tmp_path, script):
-    norms = {}
-    for limit in (None, 1e9, 0.01) if script == "rpo" else (0.01,):
-        folder = tmp_path / str(limit)
-        folder.mkdir()
-        flags = ["--max-action-grad-norm", limit] if limit else []
-        run(folder, *tiny(script), "--total-timesteps", 64, *flags, script=script)
-        norms[limit] = [float(row["action_grad_norm"]) for row in metrics(run_dir(folder))[:2]]
-    # all rows of a tiny rollout are longer than 0.01 in the first iteration: their mean length is that of each
-    assert norms[0.01][0] == pytest.approx(0.01, rel=1e-5)
-    if script == "rpo":  # the second row after an update: a limit that nothing reaches changes no bit
-        assert norms[1e9] == norms[None] and norms[None][0] > 0.1
-
-
-COMPILED = """
-import sys, torch, torch._inductor.config, {script}_continuous as script
-torch._inductor.config.fallback_random = True  # the same random numbers as without
-code = script.main()
-print("compiled", torch._dynamo.utils.counters["frames"]["ok"], "functions")
-sys.exit(code)
-"""
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("script, functions", (("shac", 1), ("sac", 2)))
-def test_compiled_losses_train_as_the_plain_ones_do(tmp_path, script, functions):
-    rows = {}
-    for flag in ("--no-compile", "--compile"):
-        (tmp_path / flag).mkdir()
-        flags = [*tiny(script), "--total-timesteps", 128, flag]
-        output = run(tmp_path / flag, *flags, code=COMPILED.format(script=script))
-        assert f"compiled {functions if flag == '--compile' else 0} functions" in output
-        # SAC fills its replay buffer first
-        rows[flag] = [row for row in metrics(run_dir(tmp_path / flag)) if row["value_loss"]][:2]
-    # sums in another order: 1e-7 each, more after two iterations of training
-    assert len(rows["--compile"]) == 2
-    for plain, compiled in zip(*rows.values()):
-        for name in ("value_loss", "actor_grad_norm", "critic_grad_norm"):
-            assert float(compiled[name]) == pytest.approx(float(plain[name]), rel=1e-3), name
+def test_a_temperature_beside_a_checkpoint_takes_effect(go_on):
+    alphas = {}
+    for flags in ((), ("--alpha", 0.25)):
+        _, folder = go_on("sapo", *flags)
+        alphas[flags] = [value for _, value in events(folder)["losses/alpha"]]
+    # two iterations before, two after; it falls, because a fresh policy has more entropy than its target
+    assert all(alpha > after for alpha, after in zip(alphas[()], alphas[()][1:]))
+    assert alphas["--alpha", 0.25][:2] == alphas[()][:2] and alphas["--alpha", 0.25][2] == 0.25
+    assert 0.9 * 0.25 < alphas["--alpha", 0.25][3] < 0.25
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_cuda_graphs_need_a_gpu(script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [f"{script}_continuous.py", "--cudagraphs", "--no-cuda"])
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"{script}_continuous").main()
-    assert stop.value.code == 2 and "--cudagraphs: expected a CUDA device, got the CPU" in capsys.readouterr().err
+def test_flags_on_which_the_state_of_a_run_depends_are_refused_beside_its_checkpoint(script, finished, tmp_path):
+    for flag, value, ours in (
+        ("env-id", "ant", "cartpole"),
+        ("exp-name", "x", f"{script}_continuous"),
+        ("num-envs", 16, "8"),
+        ("num-steps", 8, "4"),
+    ):
+        flags = ["--checkpoint", finished(script), f"--{flag}", value]
+        output = run_here(tmp_path, script, *flags, *total(9), expect=2)
+        assert output == f"error: --{flag}: expected {ours}, as in --checkpoint, got {value}\n"
 
 
-def test_a_run_with_cuda_graphs_can_be_evaluated_without_a_gpu(tmp_path):
-    run(tmp_path, *TINY, "--total-timesteps", 32)
-    path = run_dir(tmp_path) / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    state["args"]["cudagraphs"] = True
-    torch.save(state, path)
-    assert "eval deterministic" in run(tmp_path, "--checkpoint", path, "--eval-only", "--no-cuda")
-    assert "--cudagraphs: expected" in run(tmp_path, "--checkpoint", path, "--no-cuda", expect=2)
+def test_wandb_gets_the_id_of_the_run_again_when_it_is_resumed(go_on, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: calls.append(options)))
+    _, folder = go_on("rpo", "--track")
+    (call,) = calls
+    assert call["id"] == folder.name and call["resume"] == "allow" and call["sync_tensorboard"]
+    assert call["config"]["env_id"] == "cartpole"
 
 
-def wait_for_checkpoint(process, folder, iterations):
-    """Until the run has written a checkpoint and gone on for at least one more iteration."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        folders = list((Path(folder) / "runs").glob("*")) if (Path(folder) / "runs").exists() else []
-        if folders and (folders[0] / "checkpoint.pt").exists() and len(metrics(folders[0])) > iterations:
-            return folders[0]
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint within four minutes")
-
-
-KILLED = """
-import os, signal, {script}_continuous as script
-write, rows = script.Logger.write, []
-def write_and_die(*args):
-    write(*args)
-    rows.append(args)
-    if len(rows) == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-script.Logger.write = write_and_die
-script.main()
-"""
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_kill_and_resume_is_bit_identical(tmp_path, script):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    flags = [*tiny(script), "--total-timesteps", 32 * 20, "--checkpoint-freq", 4]
-    run(tmp_path / "whole", *flags, script=script)
-    # after the checkpoint of iteration 4, whose successors are made again
-    run(tmp_path / "killed", *flags, code=KILLED.format(script=script), expect=-signal.SIGKILL)
-    folder = run_dir(tmp_path / "killed")
-    assert len(metrics(folder)) == 7
-    run(tmp_path / "killed", "--checkpoint", folder / "checkpoint.pt", script=script)
-    assert_same_training(run_dir(tmp_path / "whole"), folder)
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_leave_a_checkpoint_and_say_how_to_go_on(tmp_path, number, code):
-    process = start(tmp_path, *TINY, "--total-timesteps", 10_000_000, "--checkpoint-freq", 2)
-    folder = wait_for_checkpoint(process, tmp_path, 2)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-    command = re.search(r"resume with: python rpo_continuous.py --checkpoint (\S+)", output).group(1)
-    assert (tmp_path / command) == folder / "checkpoint.pt"
-    state = torch.load(tmp_path / command, weights_only=True)
-    assert state["global_step"] == int(metrics(folder)[-1]["global_step"])
-    # the command works, and an explicit flag wins over the saved one
-    output = run(tmp_path, "--checkpoint", command, "--total-timesteps", state["global_step"] + 32)
-    assert "done" in output and f"step {state['global_step'] + 32:,}/" in output
-
-
-def test_ctrl_c_leaves_a_checkpoint_when_the_reader_of_a_pipe_has_gone(tmp_path):
-    process = start(tmp_path, *TINY, "--total-timesteps", 10_000_000, "--checkpoint-freq", 2)
-    folder = wait_for_checkpoint(process, tmp_path, 2)
-    process.stdout.close()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=240) == 130
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert state["global_step"] == int(metrics(folder)[-1]["global_step"])
-
-
-def test_resuming_a_finished_run_and_going_on(tmp_path):
-    run(tmp_path, *TINY, "--total-timesteps", 64, "--eval-freq", 1)
-    folder = run_dir(tmp_path)
-    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert len(header) == len(set(header))
-    for total, rows in ((64, 3), (96, 4)):
-        run(tmp_path, "--checkpoint", folder / "checkpoint.pt", "--total-timesteps", total)
-        assert len(metrics(folder)) == rows and not metrics(folder)[-1]["SPS"]
-    # the checkpoint alone is enough
-    (tmp_path / "elsewhere").mkdir()
-    (folder / "checkpoint.pt").rename(tmp_path / "elsewhere" / "checkpoint.pt")
-    for total, rows in ((96, 1), (128, 2)):
-        run(tmp_path, "--checkpoint", "elsewhere/checkpoint.pt", "--total-timesteps", total)
-        assert len(metrics(tmp_path / "elsewhere")) == rows
+# flags
+@pytest.mark.parametrize(
+    "script, flags, sentence",
+    [
+        ("rpo", "--seed -1", "--seed: expected 0 to 4294967295, got -1"),
+        ("rpo", "--num-envs 0", "--num-envs: expected 1 to 10000000, got 0"),
+        ("rpo", "--gamma 1.5", "--gamma: expected 0.0 to 1.0, got 1.5"),
+        ("rpo", "--learning-rate 0", "--learning-rate: expected 1e-12 to 1.0, got 0.0"),
+        ("rpo", "--kl-coef nan", "--kl-coef: expected 0.0 to inf, got nan"),
+        (
+            "rpo",
+            "--total-timesteps 5",
+            "--total-timesteps: expected one rollout (8 environments x 4 steps) or more, got 5",
+        ),
+        ("rpo", "--exp-name a/b", "--exp-name: expected a name without a slash, got 'a/b'"),
+        ("rpo", "--eval-only", "--eval-only: expected --checkpoint beside it, the run to evaluate, got none"),
+        ("shac", "--max-action-grad-norm 0", "--max-action-grad-norm: expected 1e-12 to inf, got 0.0"),
+        ("sapo", "--alpha 0", "--alpha: expected 1e-12 to inf, got 0.0"),
+    ],
+)
+def test_a_bad_flag_ends_a_script_with_one_sentence(tmp_path, script, flags, sentence):
+    assert run_here(tmp_path, script, *total(1), *flags.split(), expect=2) == f"error: {sentence}\n"
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--env-id hoper", ["env-id", "hoper", "hopper"]),
-        ("--no-such-flag 1", ["no-such-flag"]),
-        ("--seed one", ["seed", "one"]),
-        ("--seed -1", ["--seed", "expected 0", "got -1"]),
-        ("--num-envs 0", ["--num-envs", "expected 1", "got 0"]),
-        ("--gamma 1.5", ["--gamma", "0 to 1", "got 1.5"]),
-        ("--kl-coef nan", ["--kl-coef", "expected 0", "got nan"]),
-        ("--num-minibatches 1000000", ["--num-minibatches", "got 1000000"]),
-        ("--total-timesteps 5", ["--total-timesteps", "expected 32768", "got 5"]),
-        ("--eval-only", ["--eval-only", "--checkpoint"]),
-        ("--checkpoint nowhere.pt", ["--checkpoint", "nowhere.pt"]),
-        ("shac --kl-coef 0.2", ["kl-coef"]),
-        ("shac --gamma 1.5", ["--gamma", "0 to 1", "got 1.5"]),
-        ("shac --max-action-grad-norm 0", ["--max-action-grad-norm", "got 0"]),
-        ("sapo --alpha 0", ["--alpha", "got 0"]),
-        ("sapo --alpha-learning-rate -1", ["--alpha-learning-rate", "got -1"]),
-        ("ppo --clip-coef -1", ["--clip-coef", "got -1"]),
-        ("ppo --anneal-lr", ["--anneal-lr", "--no-adaptive-lr"]),
-        ("sac --num-nsteps 0", ["--num-nsteps", "got 0"]),
-        ("sac --buffer-size 10", ["--buffer-size", "got 10"]),
-        ("gippo --alpha 2", ["--alpha", "to 1", "got 2"]),
-        ("gippo --alpha-factor 0.5", ["--alpha-factor", "expected 1", "got 0.5"]),
-        ("reppo --v-min 1", ["--v-min", "-1000000000000 to 0", "got 1"]),
-        ("reppo --v-min 0 --v-max 0", ["--v-max", "--v-min", "got 0"]),
-        ("reppo --critic-hidden-dims 64 0 64", ["--critic-hidden-dims", "(64, 0, 64)"]),
-        ("reppo --kl-mode hard", ["kl-mode", "hard", "clipped"]),
+        ("--env-id hoper", ["--env-id", "hoper", "hopper"]),
+        ("--no-such-flag 1", ["--no-such-flag"]),
+        ("--seed one", ["--seed", "one"]),
     ],
 )
-def test_bad_flags_exit_with_2_and_one_clear_message(tmp_path, flags, words):
-    script, *flags = flags.split() if not flags.startswith("--") else ["rpo", *flags.split()]
-    output = run(tmp_path, *flags, expect=2, script=script)
-    assert all(word in output for word in words), output
-    assert "Traceback" not in output and not (tmp_path / "runs").exists()
-
-
-def refused_values(kind):
-    """What a flag must refuse: values of another type, and numbers that no flag can mean."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    refused = {int: ["zzz", "1.5", "-9999999999999", "9999999999999"], float: ["zzz", "nan", "inf", "-1e+30"], str: []}
-    return next((refused[kind] for kind in kinds if kind in refused), ["zzz"])  # switches, choices and tuples
+def test_a_flag_that_is_none_and_a_value_of_another_type_are_refused(tmp_path, flags, words):
+    output = run_here(tmp_path, "rpo", *flags.split(), expect=2)
+    assert all(word in output for word in words) and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_flag_refuses_values_of_wrong_types_and_out_of_range(script, monkeypatch, capsys):
-    module = importlib.import_module(f"{script}_continuous")
-    for field in dataclasses.fields(module.Args):
-        if typing.get_origin(field.type) is typing.Annotated:
-            continue  # no flag: filled in at runtime
-        name = field.name.replace("_", "-")
-        for value in refused_values(field.type):
-            monkeypatch.setattr(sys, "argv", [f"{script}_continuous.py", f"--{name}={value}"])
-            with pytest.raises(SystemExit) as stop:
-                module.parse_args()
-            output = "".join(capsys.readouterr())
-            named = f"--{name}" in output or field.type is bool  # of a switch only the unknown value is named
-            shown = value in output or typing.get_origin(field.type) is tuple  # "Missing argument"
-            assert stop.value.code == 2 and named and shown, f"{script} --{name}={value}: {output}"
+def test_every_number_refuses_what_it_cannot_mean(script, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(tyro, "cli", lambda Args, default=None: dataclasses.replace(default or Args(), **given))
+    numbers = {}
+    for field in dataclasses.fields(importlib.import_module(f"{script}_continuous").Args):
+        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        numbers |= {field.name: [-1, -(10**13), 10**13]} if int in kinds else {}
+        numbers |= {field.name: [-1e30, math.nan, -math.inf]} if float in kinds else {}
+    assert len(numbers) > 10
+    if script == "reppo":
+        numbers["v_min"] = [1.0, math.nan, -math.inf]  # this one has to be negative or 0
+    for name, refused in numbers.items():
+        for value in refused:
+            given = {name: value}
+            output = run_here(tmp_path, script, expect=2)
+            beginning, end = f"error: --{name.replace('_', '-')}: expected ", f", got {value}\n"
+            assert output.startswith(beginning) and output.endswith(end) and output.count("\n") == 1, output
+    assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_two_runs_of_the_same_second_have_two_folders(script, tmp_path, monkeypatch):
-    module = importlib.import_module(f"{script}_continuous")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.time, "time", lambda: 1e9)
-    assert len({module.create_run_dir(module.Args()) for _ in range(3)}) == 3
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which every write fails")
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_full_disk_leaves_the_checkpoint_before_it(script, tmp_path):
-    module, path = importlib.import_module(f"{script}_continuous"), tmp_path / "checkpoint.pt"
-    module.save_atomically({"x": torch.ones(100_000)}, str(path))
-    before = path.read_bytes()
-    (tmp_path / "checkpoint.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(module.TrainingFailed, match="cannot write .*checkpoint.pt, which is left as it was"):
-        module.save_atomically({"x": torch.zeros(100_000)}, str(path))
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["checkpoint.pt"]
-    with pytest.raises(module.TrainingFailed, match="cannot write .*No such file"):
-        module.save_atomically({}, str(tmp_path / "missing" / "checkpoint.pt"))
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file on which every write fails")
-@pytest.mark.parametrize("name", ["checkpoint.pt.tmp", "metrics.csv.tmp"])
-def test_a_run_on_a_full_disk_ends_with_one_sentence(tmp_path, name):
-    run(tmp_path, *TINY, "--total-timesteps", 32)
-    checkpoint = run_dir(tmp_path) / "checkpoint.pt"
-    (run_dir(tmp_path) / name).symlink_to("/dev/full")
-    output = run(tmp_path, "--checkpoint", checkpoint, "--total-timesteps", 64, expect=1)
-    assert ("training failed: " in output or "stopped: " in output) and "No space left" in output, output
-    assert "Traceback" not in output
-
-
-def test_corrupt_and_foreign_checkpoints(tmp_path):
+def test_files_that_are_no_checkpoint_of_the_script_are_refused(finished, tmp_path):
     (tmp_path / "corrupt.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "cut.pt").write_bytes(finished("rpo").read_bytes()[:-1000])
     torch.save({"script": "rpo_continuous.py", "args": {"horizon": 32}}, tmp_path / "foreign.pt")
-    torch.save([1, 2, 3], tmp_path / "list.pt")
-    run(tmp_path, *TINY, "--total-timesteps", 32)
-    good = run_dir(tmp_path) / "checkpoint.pt"
-    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:-1000])
-    for name in ("corrupt.pt", "foreign.pt", "list.pt", "cut.pt"):
-        output = run(tmp_path, "--checkpoint", name, expect=2)
-        assert "--checkpoint: expected a checkpoint.pt" in output and name in output and "Traceback" not in output
-    output = run(tmp_path, "--checkpoint", good, expect=2, script="shac")
-    assert "it was written by rpo_continuous.py" in output and "Traceback" not in output
-    output = run(tmp_path, "--checkpoint", good, "--num-envs", 9, "--total-timesteps", 3200, expect=2)
-    assert "9 environments" in output and "Traceback" not in output
+    changed = torch.load(finished("rpo"), weights_only=True)
+    changed["args"]["horizon"] = 32
+    torch.save(changed, tmp_path / "changed.pt")
+    for script, name in [("rpo", name) for name in ("missing.pt", "corrupt.pt", "cut.pt", "foreign.pt")] + [
+        ("shac", finished("rpo"))
+    ]:
+        output = run_here(tmp_path, script, "--checkpoint", name, expect=2)
+        assert output.startswith("error: --checkpoint: expected a checkpoint.pt") and str(name) in output
+        assert len(output.splitlines()) == 1
+    output = run_here(tmp_path, "rpo", "--checkpoint", "changed.pt", expect=2)
+    assert output.startswith("error: --checkpoint: ") and "horizon" in output
+    assert not (tmp_path / "runs").exists()
 
 
-def test_shac_and_sapo_drop_action_gradients_that_are_not_finite(tmp_path):
-    for script in ("shac", "sapo"):
-        (tmp_path / script).mkdir()
-        # the second backward pass meets NaN at the actions of environment 2
-        code = f"""
-import sys, torch, {script}_continuous as script
-original, calls = script.watch, [0]
-def watch(u, action_grads, *limit):
-    calls[0] += 1
-    if 4 < calls[0] <= 8:
-        u.register_hook(lambda grad: torch.where(torch.arange(8)[:, None] == 2, torch.nan, grad))
-    original(u, action_grads, *limit)
-script.watch = watch
-sys.exit(script.main())
-"""
-        run(tmp_path / script, *TINY, "--total-timesteps", 96, "--exp-name", "x", code=code)
-        rows = metrics(run_dir(tmp_path / script))
-        assert [float(row["nonfinite_action_grads"]) for row in rows[:3]] == [0, 4, 0]
-        assert [float(row["skipped_updates"]) for row in rows[:3]] == [0, 0, 0]
-        assert all(float(row["actor_grad_norm"]) > 0 for row in rows[:3])
-
-
-def test_the_temperature_of_sapo_follows_the_entropy(tmp_path):
-    run(tmp_path, *TINY, "--total-timesteps", 128, script="sapo")
-    rows = metrics(run_dir(tmp_path))[:-1]
-    alphas, entropies = ([float(row[name]) for row in rows] for name in ("alpha", "entropy"))
-    assert alphas[0] == 1.0
-    # a fresh policy has far more entropy than the target
-    assert min(entropies) > 0 and all(a > b for a, b in zip(alphas, alphas[1:]))
-    (tmp_path / "fixed").mkdir()
-    run(tmp_path / "fixed", *TINY, "--total-timesteps", 128, "--no-autotune", "--alpha", 0.25, script="sapo")
-    assert {float(row["alpha"]) for row in metrics(run_dir(tmp_path / "fixed"))[:-1]} == {0.25}
-
-
-POISON = """
-import sys, torch, rpo_continuous as rpo
-original, calls = {target}, [0]
-def poisoned(*arguments):
-    calls[0] += 1
-    result = original(*arguments)
-    return {poisoned} if calls[0] >= {first} and calls[0] < {last} else result
-{target} = poisoned
-sys.exit(rpo.main())
+# numbers that are not finite
+BROKEN = """
+import torch, envs
+detach, calls = envs.VectorEnv.detach, []
+actors, create = [], torch.optim.AdamW.__init__
+def remember(self, parameters, *args, **options):
+    actors.append([*parameters])
+    create(self, actors[-1], *args, **options)
+def spoil(self):
+    calls.append(self)
+    if len(calls) == 3:  # at the beginning of the third iteration
+        actors[0][-1].data.fill_(torch.nan)
+    return detach(self)
+torch.optim.AdamW.__init__, envs.VectorEnv.detach = remember, spoil
 """
 
 
-def test_action_gradients_that_are_not_finite_are_dropped_and_counted(tmp_path):
-    poisoned = "torch.where(torch.arange(8)[:, None] == 2, torch.nan, result)"
-    code = POISON.format(target="rpo.action_gradients", poisoned=poisoned, first=2, last=3)
-    run(tmp_path, *TINY, "--total-timesteps", 96, "--exp-name", "x", code=code)
-    rows = metrics(run_dir(tmp_path))
-    assert [float(row["nonfinite_action_grads"]) for row in rows[:3]] == [0, 4, 0]  # 4 steps of environment 2
-    assert [float(row["skipped_updates"]) for row in rows[:3]] == [0, 0, 0]
+def assert_finite(state):
+    for name in ("actor", "critic", "normalizer"):
+        assert all(x.isfinite().all() for x in state[name].values()), name
 
 
-def test_a_loss_that_is_not_finite_is_skipped_then_ends_the_run(tmp_path):
-    code = POISON.format(target="rpo.policy_loss", poisoned="(result[0] * torch.nan, result[1])", first=7, last=10**9)
-    flags = [*TINY, "--update-epochs", 2, "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
-    output = run(tmp_path, *flags, expect=1, code=code)
-    assert "training failed: hopper, iteration 13: the gradient of the actor" in output, output
-    rows = metrics(run_dir(tmp_path))
-    assert [float(row["skipped_updates"]) for row in rows] == [0, 0, 0, *range(2, 20, 2)]
-    state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
-    assert state["iteration"] == 12 and all(x.isfinite().all() for x in state["actor"].values())
+def test_networks_that_are_not_finite_end_the_run(tmp_path):
+    output = run(tmp_path, "rpo", *CARTPOLE, *total(8), code=BROKEN, expect=1)
+    assert output.splitlines()[-1].startswith("ValueError: action: expected numbers, got NaN")
+    state = load(run_dir(tmp_path) / "checkpoint.pt")
+    assert state["iteration"] == 2
+    assert_finite(state)
 
 
-def test_a_return_without_a_single_usable_gradient_ends_the_run(tmp_path):
-    code = POISON.format(target="rpo.action_gradients", poisoned="result * torch.nan", first=3, last=10**9)
-    output = run(tmp_path, *TINY, "--total-timesteps", 32 * 20, "--exp-name", "x", expect=1, code=code)
-    assert "training failed: hopper, iteration 12: the gradient of the return" in output, output
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rewards_that_are_not_finite_end_the_run(script, tmp_path, monkeypatch):
+    step, calls = envs.VectorEnv.step, []
+
+    def spoiled(self, action):
+        obs, reward, *rest = step(self, action)
+        calls.append(self)
+        return obs, reward * (torch.nan if len(calls) > 10 else 1.0), *rest  # from the third iteration on
+
+    monkeypatch.setattr(envs.VectorEnv, "step", spoiled)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        run_here(tmp_path, script, *total(20))
+    state = load(run_dir(tmp_path) / "checkpoint.pt")
+    assert state["iteration"] >= 2
+    assert_finite(state)
 
 
-def test_broken_networks_end_the_run_with_a_message(tmp_path):
-    poisoned = "(result[0] * torch.nan, result[1])"
-    code = POISON.replace("original, calls = {target}", "original, calls = rpo.Actor.forward")
-    code = code.replace("{target} = poisoned", "rpo.Actor.forward = poisoned")
-    code = code.format(poisoned=poisoned, first=60, last=10**9)
-    output = run(tmp_path, *TINY, "--total-timesteps", 32 * 20, "--exp-name", "x", expect=1, code=code)
-    assert "training failed: hopper" in output and "NaN" in output
+@pytest.mark.parametrize("script", RELATIVES)
+def test_action_gradients_that_are_not_finite_are_dropped_and_counted(script, tmp_path, monkeypatch):
+    step, calls = envs.VectorEnv.step, []
+
+    def spoiled(self, action):
+        calls.append(self)
+        if 4 < len(calls) <= 8 and action.requires_grad:  # in the second iteration, for environment 2
+            action.register_hook(lambda grad: torch.where(torch.arange(8)[:, None] == 2, torch.nan, grad))
+        return step(self, action)
+
+    monkeypatch.setattr(envs.VectorEnv, "step", spoiled)
+    run_here(tmp_path, script, *total(3))
+    log = events(run_dir(tmp_path))
+    assert [value for _, value in log["losses/nonfinite_action_grads"]] == [0, 4, 0]
+    assert all(0 < value < math.inf for _, value in log["losses/actor_grad_norm"])
+    assert_finite(load(run_dir(tmp_path) / "checkpoint.pt"))
 
 
-def poisoned_script(script, target, poisoned, first):
-    """Code that runs the script with a function whose result is spoilt from its call number `first` on."""
-    code = POISON.replace("rpo_continuous as rpo", f"{script}_continuous as rpo")
-    return code.format(target=f"rpo.{target}", poisoned=poisoned, first=first, last=10**9)
+@pytest.mark.parametrize("script", RELATIVES)
+def test_long_rows_of_the_action_gradient_are_shortened(script, tmp_path):
+    run_here(tmp_path, script, *total(1), "--max-action-grad-norm", 1e-5)
+    # all rows are longer than this in the first iteration: their mean length is that of each
+    assert events(run_dir(tmp_path))["losses/action_grad_norm"] == [(STEPS, pytest.approx(1e-5, rel=1e-4))]
 
 
-@pytest.mark.parametrize("script", LEARNED)
-def test_ppo_and_reppo_skip_losses_that_are_not_finite_then_stop(tmp_path, script):
-    # four policy losses in each iteration; from the third iteration on every one is NaN
-    code = poisoned_script(script, "policy_loss", "(result[0] * torch.nan, result[1])", first=9)
-    flags = [*tiny(script), "--total-timesteps", 32 * 20, "--checkpoint-freq", 1, "--exp-name", "x"]
-    output = run(tmp_path, *flags, expect=1, code=code)
-    assert "training failed: hopper, iteration 12: the gradient of the actor" in output, output
-    state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
-    assert state["iteration"] == 11 and all(x.isfinite().all() for x in state["actor"].values())
-    # REPPO's multipliers, whose loss is part of it, are skipped and counted beside the actor
-    skipped = [float(row["skipped_updates"]) for row in metrics(run_dir(tmp_path))]
-    assert skipped[:3] == [0, 0, 4 if script == "ppo" else 8]
+def test_the_temperature_of_sapo_stays_where_it_is_told_to(tmp_path):
+    run_here(tmp_path, "sapo", *total(3), "--no-autotune", "--alpha", 0.25)
+    assert {value for _, value in events(run_dir(tmp_path))["losses/alpha"]} == {0.25}
 
 
-@pytest.mark.parametrize(
-    "script, target, name", [("ppo", "gae", "advantage"), ("reppo", "td_lambda_targets", "target")]
+# the text of the scripts
+BUDGETS = {"shac": 450, "rpo": 510, "ppo": 510, "sapo": 510, "sac": 510, "gippo": 580, "reppo": 620}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_short(script):
+    assert len(path(script).read_text().splitlines()) <= BUDGETS[script]
+
+
+@pytest.mark.skipif(shutil.which("diff") is None, reason="needs diff")
+@pytest.mark.parametrize("a, b, limit", (("shac", "rpo", 200), ("shac", "sapo", 120)))
+def test_siblings_differ_in_the_algorithm(a, b, limit):
+    result = subprocess.run(["diff", path(a), path(b)], capture_output=True, text=True)
+    assert len(re.findall("^[<>]", result.stdout, re.MULTILINE)) < limit
+
+
+SHARED = {  # functions and classes, and the scripts in which they are the same
+    "ObsNormalizer": SCRIPTS,
+    "evaluate": SCRIPTS,
+    **dict.fromkeys(("layer_init", "mlp", "Actor", "Critic", "limit_rows"), RELATIVES),
+    **dict.fromkeys(("td_lambda_targets", "critic_loss", "gaussian_kl"), RELATIVES),
+    "squashed_entropy": ("rpo", "sapo"),
+    "Temperature": ("sapo", "sac"),
+}
+PLUMBING = (  # beginnings of the statements of the main block that are the same in all scripts
+    "signal.signal",
+    "run_dir = ",
+    "use_cuda = ",
+    "device = ",
+    "rank, world_size = ",
+    "if world_size > 1:\n        dist.",
+    "machine = ",
+    "torch.manual_seed",
+    "seed = ",
+    "env = ",
+    "env.reset",
+    "num_threads = ",
+    "num_obs, num_actions = ",
+    "start, episodes = ",
+    "if checkpoint and world_size == 1",
+    "if args.eval_only",
+    "if rank == 0",
+    "start_time = ",
+    "if rank > 0",
+    "global_step = ",
+    "mean_return, mean_length = ",
+    "sps = ",
+    "left = ",
+    "progress = ",
+    "print(",
+    "if args.eval_freq",
+    "for tag, value in metrics",
+    "checkpoint |= ",
+    "torch.save",
+    "os.replace",
 )
-def test_ppo_and_reppo_drop_targets_that_are_not_finite(tmp_path, script, target, name):
-    poisoned = "torch.where(torch.arange(8) == 2, torch.nan, result)"
-    code = poisoned_script(script, target, poisoned, first=2)
-    run(tmp_path, *tiny(script), "--total-timesteps", 96, "--exp-name", "x", code=code)
-    rows = metrics(run_dir(tmp_path))[:-1]
-    assert [float(row[f"nonfinite_{name}s"]) for row in rows] == [0, 4, 4]  # 4 steps of environment 2
-    # a minibatch with such a target makes no step of the critic; the others do
-    assert 0 < float(rows[1]["skipped_updates"]) <= 4
-    state = torch.load(run_dir(tmp_path) / "checkpoint.pt", weights_only=True)
-    for module in ("actor", "critic", "return_normalizer") if script == "ppo" else ("actor", "critic", "multipliers"):
-        assert all(x.isfinite().all() for x in state[module].values())
 
 
-def test_schedules_of_the_learning_rate_of_ppo(tmp_path):
-    expected = {"--no-adaptive-lr": [5e-4, 5e-4], "--no-adaptive-lr --anneal-lr": [5e-4, 5e-4 - 0.5 * (5e-4 - 1e-5)]}
-    for k, (flags, rates) in enumerate(expected.items()):
-        (tmp_path / str(k)).mkdir()
-        run(tmp_path / str(k), *TINY_LEARNED, "--total-timesteps", 64, *flags.split(), script="ppo")
-        rows = metrics(run_dir(tmp_path / str(k)))[:-1]
-        assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates)
-    # two epochs an iteration, each of which divides or multiplies by 1.5 or leaves it
-    run(tmp_path, *TINY_LEARNED, "--total-timesteps", 128, "--target-kl", 1e-9, script="ppo")
-    rates = [float(row["learning_rate"]) for row in metrics(run_dir(tmp_path))[:-1]]
-    assert rates == pytest.approx([5e-4 / 1.5**k for k in (2, 4, 6, 8)])
+@pytest.mark.parametrize("name", SHARED)
+def test_functions_that_scripts_share_are_the_same_word_for_word(name):
+    texts = set()
+    for script in SHARED[name]:
+        source = path(script).read_text()
+        (node,) = (node for node in ast.parse(source).body if getattr(node, "name", None) == name)
+        texts.add(ast.get_source_segment(source, node))
+    assert len(texts) == 1, texts
 
 
-def test_schedules_of_the_learning_rate_of_sapo(tmp_path):
-    halfway = {"linear": 2e-3 - 0.5 * (2e-3 - 1e-5), "exponential": math.sqrt(2e-3 * 1e-5)}
-    for schedule, rate in halfway.items():
-        (tmp_path / schedule).mkdir()
-        run(tmp_path / schedule, *TINY, "--total-timesteps", 64, "--lr-schedule", schedule, script="sapo")
-        rows = metrics(run_dir(tmp_path / schedule))[:-1]
-        assert [float(row["learning_rate"]) for row in rows] == pytest.approx([2e-3, rate])
+@pytest.mark.parametrize("beginning", PLUMBING)
+def test_what_stands_around_the_algorithms_is_the_same_word_for_word(beginning):
+    texts = {script: [text for text in statements(script) if text.startswith(beginning)] for script in SCRIPTS}
+    assert texts["rpo"]
+    assert {script: text for script, text in texts.items() if text != texts["rpo"]} == {}
 
 
-def test_the_ablations_and_the_faithful_command_of_reppo(tmp_path):
-    text = (ROOT / "reppo_continuous.py").read_text()
-    faithful = re.search(r"Faithful: python reppo_continuous.py (.*?)\n +\(", text, re.DOTALL).group(1)
-    ablations = ["--actor-gradient score", "--no-hl-gauss", "--norm none", "--aux-coef 0", "--kl-mode full"]
-    for k, flags in enumerate([*ablations, "--kl-mode value", faithful]):
-        (tmp_path / str(k)).mkdir()
-        output = run(tmp_path / str(k), *TINY_LEARNED, "--total-timesteps", 64, *flags.split(), script="reppo")
-        assert "done: 64 steps" in output
-        assert all(float(row["actor_grad_norm"]) > 0 for row in metrics(run_dir(tmp_path / str(k)))[:-1])
-
-
-def test_the_support_of_a_reppo_run_cannot_change(tmp_path):
-    run(tmp_path, *TINY_LEARNED, "--total-timesteps", 32, script="reppo")
-    checkpoint = run_dir(tmp_path) / "checkpoint.pt"
-    output = run(tmp_path, "--checkpoint", checkpoint, "--v-max", 400, expect=2, script="reppo")
-    assert "--v-max: expected 200.0, as in --checkpoint" in output and "got 400.0" in output
-
-
-def test_reppo_warns_once_of_a_support_that_is_too_small(tmp_path):
-    output = run(tmp_path, *TINY_LEARNED, "--total-timesteps", 128, "--reward-scale", 1000, script="reppo")
-    assert output.count("targets are outside --v-min -50.0 .. --v-max 200.0") == 1
-    assert float(metrics(run_dir(tmp_path))[0]["target_clip_frac"]) > 0.01
+def statements(script):
+    """The statements of a script's main block and of the loop in it."""
+    # SAC calls the product of N and H rollout_size, because its batches come from the replay buffer
+    source = path(script).read_text().replace("rollout_size", "args.batch_size")
+    (main,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    (loop,) = (node for node in main.body if isinstance(node, ast.For))
+    return [ast.get_source_segment(source, node) for node in (*main.body, *loop.body) if node is not loop]

@@ -1,221 +1,181 @@
-"""Data-parallel training: two processes on one machine do what one process does with all environments."""
+"""Data-parallel training: two processes on one machine do what one process does with all environments.
+
+Starting two processes costs more than all their work here, so that torchrun starts them once, with this file as their
+program: they run one script after the other, and leave what the tests ask for.
+"""
 
 import contextlib
-import csv
+import functools
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
+from running import SCRIPTS, events, run_here
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ("rpo", "shac", "sapo", "reppo", "ppo", "gippo", "sac")
-SIZES = "--env-id cartpole --num-envs 8 --num-steps 4 --num-eval-envs 4"
-SIZES = {name: f"{SIZES} --num-minibatches 2" for name in SCRIPTS} | {
-    "sac": f"{SIZES} --num-updates 2 --batch-size 16 --learning-starts 64"
-}
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-CHILDREN = "/proc/{0}/task/{0}/children"  # of Linux
-# runs a script, then leaves the weights and learning rates of all its optimisers in rank0.pt and rank1.pt
-WATCHED = """
-import os, runpy, sys, torch
-optimizers, create = [], torch.optim.AdamW.__init__
-def remember(self, *args, **options):
-    create(self, *args, **options)
-    optimizers.append(self)
-torch.optim.AdamW.__init__ = remember
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0, end
-groups = [optimizer.param_groups[0] for optimizer in optimizers]
-torch.save([[group["lr"], *(p.detach() for p in group["params"])] for group in groups], f"rank{os.environ['RANK']}.pt")
-"""
+import envs
+from benchmarks.tiny import ENVIRONMENT, STEPS, load, run_dir, total
+
+NUM_ENVS = 8
+SEED = 5
+GRADIENTS = ("rpo", "shac", "sapo")
+# one iteration on the whole batch, without clipping, which would hide a wrong length
+ONE_ITERATION = f"--num-minibatches 1 --max-grad-norm 1e9 --num-eval-envs {NUM_ENVS} --total-timesteps {STEPS}".split()
 
 
-STARTED = []
+def observed(cwd, script, *flags):
+    """A run inside this process: what it prints, its optimisers' first gradients and last weights, and its noise."""
+    optimizers, first = [], []
+    create, step = torch.optim.AdamW.__init__, torch.optim.AdamW.step
+
+    def remember(self, *args, **options):
+        create(self, *args, **options)
+        optimizers.append(self)
+
+    def parameters(self):
+        return self.param_groups[0]["params"]
+
+    def stepped(self, *args, **options):
+        if not any(self is other for other, _ in first):
+            first.append((self, torch.cat([p.grad.flatten() for p in parameters(self)])))
+        return step(self, *args, **options)
+
+    with (
+        mock.patch.object(torch.optim.AdamW, "__init__", remember),
+        mock.patch.object(torch.optim.AdamW, "step", stepped),
+        mock.patch.object(envs, "make", wraps=envs.make) as make,
+    ):
+        output = run_here(cwd, script, "--seed", SEED, *flags)
+    return {
+        "output": output,
+        "gradients": [gradient for _, gradient in first],
+        "weights": [[p.detach() for p in parameters(optimizer)] for optimizer in optimizers],
+        "learning_rates": [optimizer.param_groups[0]["lr"] for optimizer in optimizers],
+        "rng": torch.get_rng_state(),
+        "env": {name: make.call_args_list[0].kwargs[name] for name in ("num_envs", "seed")},
+    }
 
 
-@pytest.fixture(autouse=True)
-def no_process_outlives_its_test():
-    yield
-    while STARTED:
+@contextlib.contextmanager
+def numbers_of_each_environment(rank, size):
+    """Noise and first states depend on the number of an environment, however many processes share them."""
+    generator, reset, share = torch.Generator().manual_seed(0), envs.VectorEnv.reset, NUM_ENVS // size
+
+    def numbers(rows, width):  # one row or several, time first, of every environment of this process
+        every = torch.randn(rows // share, NUM_ENVS, width, generator=generator)
+        return every[:, rank * share : (rank + 1) * share].reshape(rows, width)
+
+    def first_state(self, **options):
+        result = reset(self, **options)
+        if self.num_envs == share:
+            self.set_state(*(0.1 * numbers(*x.shape) for x in (self.joint_q, self.joint_qd)))
+        return result
+
+    with (
+        mock.patch.object(torch, "randn_like", lambda x: numbers(*x.shape)),
+        mock.patch.object(envs.VectorEnv, "reset", first_state),
+    ):
+        yield
+
+
+def jobs(cwd):
+    """Folder, script, flags and whose numbers of the runs that two processes make."""
+    for script in SCRIPTS:
+        yield cwd / script, script, total(3), False
+    for script in GRADIENTS:
+        yield cwd / f"{script}-gradients", script, ONE_ITERATION, True
+    yield cwd / "resumed", "rpo", ["--checkpoint", "checkpoint.pt", *total(4)], False
+
+
+def main():
+    """What each of the two processes does."""
+    rank, size, results = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), {}
+    join = dist.init_process_group
+    for k, (cwd, script, flags, same_numbers) in enumerate(jobs(Path.cwd())):
+        # torchrun's own meeting point serves only once
+        meet = functools.partial(join, init_method=f"file://{cwd}.store", rank=rank, world_size=size) if k > 0 else join
+        numbers = numbers_of_each_environment(rank, size) if same_numbers else contextlib.nullcontext()
+        with mock.patch.object(dist, "init_process_group", meet), numbers:
+            results[cwd.name] = observed(cwd, script, *flags)
+    torch.save(results, f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder of two processes, and what each of them has observed."""
+    cwd = tmp_path_factory.mktemp("torchrun")
+    # the run that they are to resume has been made by one process
+    run_here(cwd, "rpo", "--seed", SEED, *total(2))
+    run_dir(cwd).rename(cwd / "resumed")
+    launcher = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), __file__]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(launcher, cwd=cwd, env=ENVIRONMENT, **options)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
         with contextlib.suppress(ProcessLookupError):  # the launcher and its processes have ended
-            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    return cwd, [torch.load(cwd / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def start(cwd, *command, processes=2):
-    # a session of its own, so that the launcher and its processes can be killed together
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
-    command = [*launcher, *map(str, command)]
-    STARTED.append(subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, text=True, **options))
-    return STARTED[-1]
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_processes_stay_alike_and_one_of_them_reports(script, two):
+    cwd, results = two
+    first, second = (result[script] for result in results)
+    assert len(first["weights"]) >= 2 and first["learning_rates"] == second["learning_rates"]
+    for ours, theirs in zip(first["weights"], second["weights"], strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    assert f"done: {3 * STEPS} steps" in first["output"] and "step 96/96" in first["output"]
+    assert "step" not in second["output"] and "eval" not in second["output"] and "runs" not in second["output"]
+    folder = run_dir(cwd / script)
+    assert [step for step, _ in events(folder)["charts/SPS"]] == [STEPS, 2 * STEPS, 3 * STEPS]
+    # of the observations of all environments, which are shared out, each process with noise of its own
+    assert load(folder / "checkpoint.pt")["normalizer"]["count"] == 1 + 3 * STEPS
+    for rank, result in enumerate(results):
+        assert result[script]["env"] == {"num_envs": 4, "seed": 2 * SEED + rank}
+    assert not torch.equal(first["rng"], second["rng"])
 
 
-def run(cwd, *command, expect=0, processes=2):
-    process = start(cwd, *command, processes=processes)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == expect, output
-    return output
+@pytest.mark.parametrize("script", GRADIENTS)
+def test_two_processes_compute_the_gradients_of_one(script, two, tmp_path):
+    cwd, results = two
+    name = f"{script}-gradients"
+    with numbers_of_each_environment(0, 1):
+        whole = observed(tmp_path / name, script, *ONE_ITERATION)
+    assert len(whole["gradients"]) == (3 if script == "sapo" else 2)
+    for ours, *theirs in zip(*(result[name]["gradients"] for result in (whole, *results)), strict=True):
+        # sums of float32 numbers in another order
+        assert ours.norm() > 0 and all((x - ours).norm() < 1e-4 * ours.norm() for x in theirs)
+    ours, theirs = (load(run_dir(folder / name) / "checkpoint.pt")["normalizer"] for folder in (tmp_path, cwd))
+    for key, x in ours.items():
+        assert torch.allclose(x, theirs[key], rtol=1e-5, atol=1e-6), key
 
 
-def script(name):
-    return ROOT / f"{name}_continuous.py"
+def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
+    cwd, results = two
+    assert "step 96/128" in results[0]["resumed"]["output"]
+    assert load(cwd / "resumed" / "checkpoint.pt")["iteration"] == 4
+    assert all(map(torch.equal, *(result["resumed"]["weights"][0] for result in results)))
+    # and that of two processes with one
+    checkpoint = run_dir(cwd / "rpo") / "checkpoint.pt"
+    output = run_here(tmp_path, "rpo", "--checkpoint", checkpoint, *total(4))
+    assert "step 128/128" in output and "step 96/" not in output
+    assert load(checkpoint)["env"]["joint_q"].shape[0] == NUM_ENVS
 
 
-def text_between(name, begin, end):
-    return script(name).read_text().split(begin)[1].split(end)[0]
-
-
-def test_all_scripts_have_the_same_functions_for_it():
-    for begin, end in (("# Data-parallel", "# Evaluation"), ("def clipped_step", "def count_failures")):
-        assert len({text_between(name, begin, end) for name in SCRIPTS}) == 1
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_processes_stay_alike_and_one_of_them_reports(tmp_path, name):
-    (tmp_path / "watched.py").write_text(WATCHED)
-    output = run(tmp_path, "watched.py", script(name), *SIZES[name].split(), "--total-timesteps", 160, "--seed", 5)
-    assert output.count("done: 160 steps") == 1 and output.count("step 160/160") == 1
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert len(first) == len(second) >= 2
-    for (lr, *weights), (other_lr, *other_weights) in zip(first, second):
-        assert lr == other_lr and all(map(torch.equal, weights, other_weights))
-    (folder,) = (tmp_path / "runs").iterdir()
-    with open(folder / "metrics.csv", newline="") as file:
-        assert [int(row["global_step"]) for row in csv.DictReader(file)] == [32, 64, 96, 128, 160, 160]
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    # of the observations of all eight environments, five rollouts of four steps; SAC does not count the last one's end
-    assert checkpoint["normalizer"]["count"] == 1 + 8 * 5 * (4 if name == "sac" else 5)
-    shares = checkpoint["shares"]
-    assert [len(share["env"]["joint_q"]) for share in shares] == [4, 4]
-    assert not torch.equal(shares[0]["env"]["joint_q"], shares[1]["env"]["joint_q"])  # each has noise of its own
-    assert not torch.equal(shares[0]["rng"], shares[1]["rng"])
-
-
-# what K processes do with a share each of the same numbers; K = 1 is the reference
-COMPUTE = """
-import os, sys, types, torch, torch.distributed as dist
-import gippo_continuous as gippo, reppo_continuous as reppo, rpo_continuous as rpo
-rank, size = rpo.RANK, rpo.WORLD_SIZE
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-N, O, A = 64, 5, 2
-actor, critic, normalizer = rpo.Actor(O, A), rpo.Critic(O), rpo.ObsNormalizer(O)
-data = {"obs": torch.randn(N, O), "u": torch.randn(N, A), "action_grads": torch.randn(N, A)}
-data |= {"mean": 0.3 * torch.randn(N, A), "log_std": 0.1 * torch.randn(N, A)}
-targets = torch.randn(N)
-q = reppo.Critic(O, A, reppo.Args(v_min=-2.0, v_max=2.0))
-q_data = {"obs": data["obs"], "action": data["u"].tanh(), "targets": targets, "terminated": torch.arange(N) < 20}
-q_data["next_features"] = torch.randn(N, q.features(data["obs"][:1], data["u"][:1]).shape[-1])
-noise = torch.randn(N, 2)
-alpha_data = {"log_std": data["log_std"], "log_prob": noise[:, 0], "alpha_log_prob": 0.1 * noise[:, 1] + noise[:, 0]}
-alpha_data["raw_advantages"] = targets
-
-def share(x):
-    return x[rank * N // size : (rank + 1) * N // size]
-
-def shares(tensors):
-    return {name: share(x) for name, x in tensors.items()}
-
-def step(module, loss):
-    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-    loss.backward()
-    return rpo.clipped_step(optimizer, 1e9)[0]
-
-result = {}
-normalizer.update(rpo.gather(share(data["obs"])))
-result |= normalizer.state_dict()
-rpo.squashed_entropy = lambda mean, log_std: log_std.mean(-1)  # without its noise, which each process draws for itself
-args = rpo.Args(kl_coef=0.3, ent_coef=0.2)
-result["actor_norm"] = step(actor, rpo.policy_loss(actor, shares(data), args)[0])
-result["critic_norm"] = step(critic, rpo.critic_loss(critic, share(data["obs"]), share(targets)))
-result["q_norm"] = step(q, reppo.critic_loss(q, shares(q_data), reppo.Args())[0])
-for name, module in (("actor", actor), ("critic", critic), ("q", q)):
-    result |= {f"{name}.{key}": p.detach() for key, p in module.named_parameters()}
-gippo_args = types.SimpleNamespace(alpha_interval=0.4, alpha_factor=1.1, clip_coef=0.1, max_oorr=0.9)
-gains = gippo.ObsNormalizer(1)
-result["alpha"], result["oorr"] = gippo.adapted_alpha(
-    0.1, shares(alpha_data), share(data["mean"]), share(data["log_std"] + 0.05), gains, gippo_args
-)
-result["gain"] = gains.mean
-torch.save(result, f"result-{size}-{rank}.pt")
-"""
-
-
-def test_two_shares_give_what_the_whole_batch_gives(tmp_path):
-    """Gradient steps, their norms before clipping, observation statistics, and what steers GI-PPO's alpha."""
-    (tmp_path / "compute.py").write_text(COMPUTE)
-    for processes in (1, 2):
-        run(tmp_path, "compute.py", processes=processes)
-    results = [torch.load(tmp_path / f"result-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")]
-    whole, first, second = results
-    assert len(whole) > 40
-    for name, value in whole.items():
-        value, a, b = (torch.as_tensor(x) for x in (value, first[name], second[name]))
-        assert torch.equal(a, b), name
-        # sums of 64 float32 numbers in another order
-        torch.testing.assert_close(a, value, rtol=1e-5, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
-
-
-def wait_for_iterations(process, folder, count):
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout.read()
-        files = list(folder.glob("runs/*/metrics.csv"))
-        if files and len(files[0].read_text().splitlines()) > count:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run did not get going")
-
-
-def test_sigterm_leaves_a_checkpoint_that_goes_on_bit_identically(tmp_path):
-    flags = [*SIZES["rpo"].split(), "--total-timesteps", 960]
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-    run(tmp_path / "whole", script("rpo"), *flags)
-    process = start(tmp_path / "cut", script("rpo"), *flags)
-    wait_for_iterations(process, tmp_path / "cut", 3)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=240)
-    resume = re.search(r"resume with: torchrun --nproc-per-node 2 rpo_continuous.py --checkpoint (\S+)", output)
-    assert resume, output
-    alone = [sys.executable, str(script("rpo")), "--checkpoint", resume[1]]
-    other = subprocess.run(alone, cwd=tmp_path / "cut", env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-    assert other.returncode == 2 and "it was written by 2 process(es), not 1" in other.stderr
-    run(tmp_path / "cut", script("rpo"), "--checkpoint", resume[1])
-    whole, cut = (
-        torch.load(next((tmp_path / name).glob("runs/*/checkpoint.pt")), weights_only=True) for name in ("whole", "cut")
-    )
-    assert cut["global_step"] == whole["global_step"] == 960
-    for name in ("actor", "critic", "normalizer"):
-        assert all(torch.equal(cut[name][key], whole[name][key]) for key in whole[name])
-    for share, other_share in zip(cut["shares"], whole["shares"], strict=True):
-        assert torch.equal(share["rng"], other_share["rng"])
-        assert torch.equal(share["env"]["joint_q"], other_share["env"]["joint_q"])
-
-
-@pytest.mark.skipif(not os.path.exists(CHILDREN.format(os.getpid())), reason="finds the process to kill in /proc")
-def test_killing_one_process_ends_the_other_with_a_message(tmp_path):
-    process = start(tmp_path, script("rpo"), *SIZES["rpo"].split(), "--total-timesteps", 1_000_000)
-    wait_for_iterations(process, tmp_path, 3)
-    children = Path(CHILDREN.format(process.pid)).read_text().split()
-    (victim,) = (pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    os.kill(int(victim), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)  # within a minute
-    assert process.returncode == 1
-    assert re.search(r"training failed: cartpole, iteration \d+: another process of this run has ended", output), output
-    (checkpoint,) = tmp_path.glob("runs/*")
-    assert not list(checkpoint.glob("*.tmp"))
-
-
-def test_environments_must_divide_evenly(tmp_path):
-    output = run(tmp_path, script("rpo"), "--env-id", "cartpole", "--num-envs", 7, expect=1)
-    assert "--num-envs: expected a multiple of the 2 processes, got 7" in output
+def test_environments_must_divide_evenly(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    output = run_here(tmp_path, "rpo", *total(1), expect=2)
+    assert output == "error: --num-envs: expected a multiple of the 3 processes, got 8\n"
+    assert not (tmp_path / "runs").exists()

@@ -72,7 +72,9 @@ def normalised_entropy(mean, log_std, noise):
     return (entropy + 1.0) / 2.0  # A = 2: the target is -1
 
 
-def brute_force_return(actor, normalizer, ent_coef=0.0, leaf_actions=False, value_of="next", draws_entropy=True):
+def brute_force_return(
+    actor, normalizer, ent_coef=0.0, leaf_actions=False, value_of="next", draws_entropy=True, critic=critic
+):
     """SHAC / SAPO written out segment by segment: the soft return, the live pre-tanh actions, and the discounted sum of
     entropies with the states as constants.
 
@@ -95,7 +97,7 @@ def brute_force_return(actor, normalizer, ent_coef=0.0, leaf_actions=False, valu
         entropies.append(normalised_entropy(mean, log_std, noise))
         direct_entropies.append(normalised_entropy(*actor(normalizer(before.detach())), noise))
         rewards.append(reward + ent_coef * entropies[-1])
-        values.append(value(normalizer(infos["final_obs"] if value_of == "next" else before)))
+        values.append(critic(normalizer(infos["final_obs"] if value_of == "next" else before)).mean(-1))
     total, direct = 0.0, 0.0
     for n in range(N):
         ends = sorted({t for t, env_id, _ in env.ends if env_id == n} | {H - 1})
@@ -133,11 +135,3 @@ class ChainEnv:
         no = torch.zeros(1, dtype=torch.bool)
         infos = {"final_obs": self.state, "episode": {"r": no.double(), "l": no.double()}, "_episode": no}
         return self.state, -0.5 * self.state[:, 0] ** 2, no, no, infos
-
-
-class Identity(torch.nn.Module):
-    def forward(self, obs):
-        return obs
-
-    def update(self, obs):
-        pass
