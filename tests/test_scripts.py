@@ -12,6 +12,7 @@ import sys
 import time
 import types
 import typing
+from functools import cache
 
 import pytest
 import torch
@@ -24,13 +25,14 @@ from benchmarks.tiny import CLOCKS, STEPS, assert_same, iterations, load, run, r
 ANALYTIC = ("rpo", "shac", "sapo", "gippo")  # with the simulator's gradient
 RELATIVES = ("rpo", "shac", "sapo")
 TOTAL = 8 * STEPS  # of a whole run
+ANT = ("--env-id", "ant", "--seed", 3)  # RPO's first ant falls in the fifth iteration
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def whole(request, tmp_path_factory):
-    """A script, what it prints in a run of 8 iterations, evaluated twice on the way, and its run folder."""
+    """A script, what it prints in a run of 8 iterations, evaluated on the way, and its run folder."""
     cwd = tmp_path_factory.mktemp(request.param)
-    output = run(cwd, request.param, *CARTPOLE, *total(8), "--eval-freq", 4, "--seed", 3)
+    output = run(cwd, request.param, *ANT, *total(8), "--eval-freq", 5)
     return request.param, output, run_dir(cwd)
 
 
@@ -68,9 +70,9 @@ def evaluations(output):
 # whole runs
 def test_a_whole_run(whole):
     script, output, folder = whole
-    assert re.fullmatch(rf"cartpole__{script}_continuous__3__\d+", folder.name)
+    assert re.fullmatch(rf"ant__{script}_continuous__3__\d+", folder.name)
     assert sorted(file.name for file in folder.glob("*"))[0] == "checkpoint.pt" and len(list(folder.glob("*"))) == 2
-    assert output.count("eval/episodic_return") == output.count("eval/deterministic_episodic_return") == 3
+    assert output.count("eval/episodic_return") == output.count("eval/deterministic_episodic_return") == 2
     steps = [int(step.replace(",", "")) for step in re.findall(r"^step ([\d,]+)/256 ", output, re.MULTILINE)]
     assert steps == [*range(STEPS, TOTAL + 1, STEPS)]
     assert f"runs/{folder.name}" in output and f"done: {TOTAL} steps" in output
@@ -105,7 +107,7 @@ def test_the_log_of_a_whole_run(whole):
     assert all(value > 0 for _, value in log["losses/actor_grad_norm"])
     for tag in ("episodic_return", "return_std", "episodic_length"):
         for mode in ("eval/", "eval/deterministic_"):
-            assert [step for step, _ in log[mode + tag]] == [TOTAL // 2, TOTAL, TOTAL]  # the last one is the final one
+            assert [step for step, _ in log[mode + tag]] == [5 * STEPS, TOTAL]
 
 
 def test_the_learning_rate_and_the_optimisers(whole):
@@ -156,9 +158,10 @@ torch.save = save_and_die
 def test_kill_and_resume_is_bit_identical(whole, tmp_path):
     script, _, uninterrupted = whole
     # killed while it writes the checkpoint of the sixth iteration, whose scalars are in the log
-    run(tmp_path, script, *CARTPOLE, *total(8), "--seed", 3, code=KILLED, expect=-signal.SIGKILL)
+    run(tmp_path, script, *ANT, *total(8), code=KILLED, expect=-signal.SIGKILL)
     folder = run_dir(tmp_path)
-    assert load(folder / "checkpoint.pt")["iteration"] == 5
+    saved = load(folder / "checkpoint.pt")
+    assert saved["iteration"] == 5 and (saved["episodes"] or script != "rpo")
     output = run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt")
     assert re.findall(r"^step (\d+)/", output, re.MULTILINE) == ["192", "224", "256"]
     # networks, optimisers, normaliser, environment, random numbers; the other run has been evaluated on the way
@@ -188,14 +191,10 @@ def assert_all_different(a, b):
             assert_same(a[name], b[name], name)
 
 
-CASES = [("rpo", env_id) for env_id in envs.ENV_IDS if env_id != "cartpole"]
-CASES += [(script, "ant") for script in SCRIPTS if script != "rpo"]
-
-
-@pytest.mark.parametrize("script, env_id", CASES)
-def test_every_task_trains_and_evaluates(tmp_path, script, env_id):
+@pytest.mark.parametrize("env_id", [env_id for env_id in envs.ENV_IDS if env_id not in ("ant", "cartpole")])
+def test_every_task_trains_and_evaluates(tmp_path, env_id):
     film = ["--capture-video"] if env_id == "hopper" else []
-    output = run_here(tmp_path, script, "--env-id", env_id, "--num-eval-envs", 1, *total(3), *film)
+    output = run_here(tmp_path, "rpo", "--env-id", env_id, "--num-eval-envs", 1, *total(3), *film)
     assert "eval/deterministic_episodic_return" in output and f"done: {3 * STEPS} steps" in output
     norms = events(run_dir(tmp_path))["losses/actor_grad_norm"]
     assert norms and all(0 < norm < math.inf for _, norm in norms)
@@ -238,17 +237,15 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_learning_rates_beside_a_checkpoint_take_effect(script, finished, go_on):
     # half of each, also where it ends: every schedule is half as high
-    args = load(finished(script))["args"]
-    rates = {name: value for name, value in args.items() if name.endswith("learning_rate")}
+    rates = {name: value for name, value in load(finished(script))["args"].items() if name.endswith("learning_rate")}
     halved = [f"--{name.replace('_', '-')}={0.5 * value}" for name, value in rates.items()]
-    fixed = ["--no-adaptive-lr"] if "adaptive_lr" in args else []
-    plain, half = (load(go_on(script, *fixed, *flags)[1] / "checkpoint.pt") for flags in ([], halved))
+    plain, half = (load(go_on(script, *flags)[1] / "checkpoint.pt") for flags in ([], halved))
     optimizers = [name for name in plain if name.endswith("optimizer")]
     assert len(optimizers) >= 2
     for name in optimizers:
-        plain_rate, rate = (state[name]["param_groups"][0]["lr"] for state in (plain, half))
-        # GI-PPO lowers its own where a loss has grown
-        assert rate == pytest.approx(0.5 * plain_rate) or (script == "gippo" and rate != plain_rate), name
+        before, after = (state[name]["param_groups"][0]["lr"] for state in (plain, half))
+        # PPO and GI-PPO adapt theirs
+        assert after == pytest.approx(0.5 * before) or (script in ("ppo", "gippo") and after != before), name
     assert {name: half["args"][name] for name in rates} == {name: 0.5 * value for name, value in rates.items()}
 
 
@@ -265,10 +262,10 @@ def test_a_temperature_beside_a_checkpoint_takes_effect(go_on):
     for flags in ((), ("--alpha", 0.25)):
         _, folder = go_on("sapo", *flags)
         alphas[flags] = [value for _, value in events(folder)["losses/alpha"]]
-    # two iterations before, two after; it falls, because a fresh policy has more entropy than its target
-    assert all(alpha > after for alpha, after in zip(alphas[()], alphas[()][1:]))
-    assert alphas["--alpha", 0.25][:2] == alphas[()][:2] and alphas["--alpha", 0.25][2] == 0.25
-    assert 0.9 * 0.25 < alphas["--alpha", 0.25][3] < 0.25
+    # two iterations before, two after
+    assert alphas[()] == pytest.approx([1.0] * 4, abs=0.1) and len(set(alphas[()])) == 4
+    first, second, third, fourth = alphas["--alpha", 0.25]
+    assert [first, second] == alphas[()][:2] and third == 0.25 != fourth == pytest.approx(0.25, abs=0.025)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -499,7 +496,8 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
     "print(",
     "if args.eval_freq",
     "for tag, value in metrics",
-    "checkpoint |= ",
+    'checkpoint |= {"script"',
+    'checkpoint |= {"rng"',
     "torch.save",
     "os.replace",
 )
@@ -522,6 +520,7 @@ def test_what_stands_around_the_algorithms_is_the_same_word_for_word(beginning):
     assert {script: text for script, text in texts.items() if text != texts["rpo"]} == {}
 
 
+@cache
 def statements(script):
     """The statements of a script's main block and of the loop in it."""
     # SAC calls the product of N and H rollout_size, because its batches come from the replay buffer
