@@ -21,7 +21,7 @@ from envs.physics.articulation import (
     contact_pair,
     end_contacts,
 )
-from envs.physics.simulator import Simulator, resolve_device
+from envs.physics.simulator import Simulator, resolve_device, whole_number
 
 __all__ = [
     "FIXED",
@@ -39,4 +39,5 @@ __all__ = [
     "contact_pair",
     "end_contacts",
     "resolve_device",
+    "whole_number",
 ]
