@@ -57,6 +57,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
         self.joint_q = self.joint_qd = self.renderer = None
+        self.noise = None  # of this step: (N, reset_noise_size), uniform in [-1, 1], see _draw_noise
         self.drawn_articulation = self.drawn_articulation or self.articulation
         self.state_names = self._STATE + (("goal", "successes") if self.num_goal > 0 else ())
 
@@ -121,7 +122,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         action (N, num_actions) in [-1, 1]; values outside, also infinite ones, are clamped and get no gradient.
         Returns obs (N, num_obs), reward (N,), terminated (N,), truncated (N,) and infos:
             final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
-            episode {"r", "l"}       undiscounted return and length so far, of a whole episode where _episode is True
+            episode {"r", "l"}       undiscounted return and length of the episode so far; final where _episode is True
             _episode, _final_obs     (N,) where an episode ended
             successes                (N,) goals reached in the episode so far, for a task with goals.  final_obs shows
                                      the goal of this step, obs the one after it
@@ -168,7 +169,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return {"successes": self.successes}
 
     def _begin_episodes(self, done, final_obs):
-        if self.num_goal == 0 and not self._may_hold(done):
+        if self.num_goal == 0 and not self._possibly_any(done):
             return final_obs
         self._restart(done)
         self.episode_return = self.episode_return.masked_fill(done, 0.0)
@@ -179,7 +180,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     def _restart(self, rows):
         """Put the environments of these rows into new states; the same ones again if it is called twice in a step."""
-        if not self._may_hold(rows):
+        if not self._possibly_any(rows):
             return
         joint_q, joint_qd = self._initial_state()
         # the rows that start anew enter as constants; where() leaves the gradient of the other rows as it is
@@ -189,7 +190,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if self.num_goal > 0:
             self.goal = torch.where(rows[:, None], self.sample_goal(self.noise), self.goal)
 
-    def _may_hold(self, rows):
+    def _possibly_any(self, rows):
         """Whether some row is True. On CUDA the answer is always yes: asking would make the host wait for the GPU."""
         return rows.is_cuda or bool(rows.any())
 

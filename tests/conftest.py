@@ -35,7 +35,7 @@ def float64():
 
 @pytest.fixture
 def saved_run(tmp_path, monkeypatch):
-    """A script's checkpoint. The current folder is a new one, with this script, one that lacks act() and an empty one."""
+    """A script's checkpoint. The current folder is a new one: this script, one that lacks act(), and an empty one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("envs.checkpoint.SCRIPTS", tmp_path)
     (tmp_path / "script_of_a_test.py").write_text(SCRIPT)

@@ -1,20 +1,20 @@
 """One environment step of an articulation, differentiable from torch.
 
-    move the origin below the robot               (reference_point.py)
+    move the origin to the reference point        (reference_point.py)
     repeat `substeps` times, h = dt / substeps:
         X, S, v, a  <- forward_kinematics(q, qd)
-        f           <- link_wrenches(X, v, a)         inertia, gravity, ground contact
+        f           <- link_wrenches(X, v, a)         inertia less gravity and ground contact
         f           <- f - pair_wrenches(X, v)        contact between bodies, where a robot has any
-        tau         <- joint_forces(f, q, qd, act)
+        tau         <- joint_forces(f, q, qd, act)    actuation and springs less the bias force C
         H           <- mass_matrix(X, S)              every `mass_matrix_interval` substeps, and factorised
         qdd         <- H^-1 tau
         q, qd       <- integrate_velocity(qd, qdd), then integrate_position(q, qd)
     move the origin back
 
 The derivative is Warp's adjoint of these kernels (for the solve: see mass_matrix.py).  It includes the path through a
-mass matrix that several substeps share.  autograd keeps only the state at the start of each environment step.  What
-the kernels computed during the last KEPT_STEPS steps is still in the buffers (substeps.py) when the backward pass
-comes; steps before that are run again from their start.
+mass matrix that several substeps share.  autograd keeps only the inputs of each environment step.  What the
+kernels computed during the latest steps, up to KEPT_STEPS of them, is still in the buffers (substeps.py) when the
+backward pass comes; steps before that are run again from their inputs.
 """
 
 import os
@@ -29,14 +29,10 @@ from envs.physics.model import build_model, build_pair_model
 from envs.physics.substeps import Substeps
 
 MIN_ENVS_PER_THREAD = 16
-KEPT_STEPS = 32
-"""environment steps whose intermediate values are kept for the backward pass"""
-KEPT_BYTES = 2**30
-"""fewer are kept if they would need more memory than this"""
-KEPT_AT_FIRST = 4
-"""capturing the launches for new buffers takes time, so only this many steps are kept at first,"""
-STEPS_PER_KEPT = 4
-"""and one more whenever this many steps have been made"""
+# Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 1 GiB.
+# Recording the launches for new buffers takes time, so 4 steps are kept at first, and one more after every 4 steps.
+KEPT_STEPS, KEPT_BYTES = 32, 2**30
+KEPT_AT_FIRST, STEPS_PER_KEPT = 4, 4
 
 
 class Simulator:
@@ -67,7 +63,7 @@ class Simulator:
         self.shapes = {"joint_q": positions, "joint_qd": velocities, "joint_act": velocities}
         self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
         self.batches = self._new_batches()
-        self.kept = deque([self.batches])  # with what they computed; the batches of the latest step are the last
+        self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
         self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
         self.step_count = 0
         self.pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
@@ -156,7 +152,7 @@ def whole_number(name, value, at_least=1):
 
 
 class _SimulatorStep(torch.autograd.Function):
-    """The simulator as one node of autograd's graph, which keeps nothing but the state at the start of the step."""
+    """The simulator as one node of autograd's graph, which keeps nothing but the inputs of the step."""
 
     @staticmethod
     def forward(ctx, simulator, batches, step, joint_q, joint_qd, joint_act):
