@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_only_a_script_beside_envs_is_executed(name, saved_run, tmp_path):
     with pytest.raises(ValueError, match=f"path: expected .* written by {re.escape(name)} for cartpole"):
         envs.load_policy("checkpoint.pt")
     assert not (tmp_path / "executed").exists()
+
+
+@dataclass
+class Args:
+    env_id: str = "cartpole"
+    checkpoint: str | None = None
+
+
+def test_a_flag_that_the_script_does_not_know_is_named(saved_run, monkeypatch, capsys):
+    torch.save(saved_run, "checkpoint.pt")
+    monkeypatch.setattr(sys, "argv", ["script_of_a_test.py", "--checkpoint", "checkpoint.pt"])
+    with pytest.raises(SystemExit, match="2"):
+        envs.parse_args(Args, {"cartpole": {}}, "folder/script_of_a_test.py")
+    expected = "error: --checkpoint: expected flags of script_of_a_test.py, got seed as well\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_wrong_device_is_not_blamed_on_the_checkpoint(saved_run):

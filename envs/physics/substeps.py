@@ -188,8 +188,7 @@ class Substeps:
             yield Stage(factorise, (), [model, x.H], [x.factor], NO_DERIVATIVE)
 
         # qdd = H^-1 tau
-        solution = [x.joint_qdd]
-        yield Stage(solve, (), [model, rebuilt.factor, x.joint_tau], solution, self._adjoint_of_solve(x, rebuilt))
+        yield Stage(solve, (), [model, rebuilt.factor, x.joint_tau], [x.joint_qdd], self._adjoint_of_solve(x, rebuilt))
 
         # q, qd
         yield Stage(integrate_velocity, dofs, [self.h, qd, x.joint_qdd], [next_qd])
