@@ -1,31 +1,31 @@
-"""Proximal Policy Optimization (PPO), arXiv 1707.06347, as run by the RPO paper (2508.06214). Docs: docs/ppo.md
+"""Proximal Policy Optimization (PPO), arXiv 1707.06347. Explained in docs/ppo.md.
 
-The score-function baseline: it needs no derivative of the simulator.  It makes actions that turned out better than the
-critic expected more likely, and the others less, in several epochs on the same rollout.  The importance ratio between
-the new policy and the one that collected the data is clipped, so that no sample draws the policy far away.
+The score-function baseline: it needs no derivative of the simulator.  Actions that turned out better than expected
+become more likely, the others less.  Networks and settings are those with which the RPO paper (2508.06214) runs it.
+
+    1. Roll out H steps in N environments.  A critic says which return a state promises.  The advantage of an action is
+       how much more than that came after it, estimated with GAE(gamma, lambda) (arXiv 1506.02438).
+    2. K times, go over the same data in shuffled minibatches.  Each makes one step of the policy along the advantages,
+       weighted by the importance ratio, which is clipped: no sample draws the policy far from the one that collected
+       the data.  Each also makes one step of the critic towards the returns.
+    3. After each of these passes, adapt the learning rate to how far the policy has moved.
 
     paper            code             meaning
     s_t, a_t, r_t    obs, action      normalised observation, action ~ N(mean, std^2), reward
-    A_t              advantages       generalised advantage estimate GAE(gamma, lambda), arXiv 1506.02438
-    r_t(theta)       ratio            pi_theta(a|s) / pi_old(a|s)
+    A_t              advantages       generalised advantage estimate
+    r_t(theta)       ratio            pi_theta(a|s) / pi_old(a|s), over all action dimensions jointly
     epsilon          clip_coef        the ratio is clipped to 1 - epsilon .. 1 + epsilon
-    V, V_targ        critic, returns  value function and its target A_t + V(s_t), in units of the returns' deviation
+    V, V_targ        critic, targets  value function and its target A_t + V(s_t), normalised as returns are
     c_2              ent_coef         weight of the entropy
-    K                update_epochs
+    K                update_epochs    passes over the rollout
 
 Try:     python ppo_continuous.py --env-id ant --total-timesteps 2000000 --capture-video
 Train:   python ppo_continuous.py --env-id ant
-         ten million steps; return 5,590, and 6,000 with the deterministic policy (one seed; RPO paper: 4,146 and 4,340)
-Resume:  python ppo_continuous.py --checkpoint runs/<run>/checkpoint.pt
-Share:   torchrun --nproc-per-node 2 ppo_continuous.py ... divides the environments among two processes, or GPUs
+         10M steps, return 5,590 (6,000 without noise; one seed; RPO paper 4,146, 4,340)
 """
 
-import contextlib
-import copy
-import csv
 import math
 import os
-import random
 import signal
 import sys
 import time
@@ -33,13 +33,11 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import tyro
-import warp as wp
-from PIL import Image
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -51,40 +49,26 @@ class Args:
     """the name of this experiment"""
     seed: int = 1
     """seed of the networks, the noise and the environments"""
-    torch_deterministic: bool = True
-    """ask cuDNN for deterministic algorithms"""
     cuda: bool = True
     """use a GPU if there is one"""
     track: bool = False
-    """log to Weights and Biases as well (needs the wandb package)"""
-    wandb_project_name: str = "cleanRL"
-    """the wandb project"""
-    wandb_entity: str | None = None
-    """the wandb team"""
-    compile: bool = False
-    """fuse the operations of the losses with torch.compile; needs a C++ compiler and a longer first iteration"""
-    cudagraphs: bool = False
-    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
-    save_model: bool = False
-    """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
-    capture_video: bool = False
-    """write a video of one deterministic episode to the run folder at every evaluation, the final one included"""
+    """log to Weights and Biases too; WANDB_PROJECT and WANDB_ENTITY name the project and the team"""
     checkpoint: str | None = None
-    """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
-    checkpoint_freq: int = 20
-    """iterations between checkpoints"""
+    """continue the run that wrote this checkpoint.pt, with its flags except those given again"""
     eval_only: bool = False
     """evaluate the policy of --checkpoint and stop"""
     eval_freq: int = 0
-    """iterations between evaluations; 0 evaluates at the end only"""
+    """iterations between evaluations; 0: only one at the end"""
     num_eval_envs: int = 128
-    """episodes per evaluation, one per environment"""
+    """episodes per evaluation, one in each environment"""
+    capture_video: bool = False
+    """film one deterministic episode at every evaluation"""
 
     # Algorithm specific arguments
     env_id: Literal[envs.ENV_IDS] = "hopper"
     """the task"""
     total_timesteps: int | None = None
-    """environment steps over all environments, rounded down to whole rollouts; default: the task's"""
+    """environment steps, summed over all environments; default: the task's"""
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
@@ -92,13 +76,9 @@ class Args:
     learning_rate: float = 5e-4
     """of the actor and the critic, at the start"""
     adaptive_lr: bool = True
-    """keep the KL divergence from the rollout's policy near target_kl: learning rate / 1.5 above, * 1.5 below"""
+    """let the learning rate follow the KL divergence; otherwise it is constant"""
     target_kl: float = 0.008
-    """the learning rate changes where the KL divergence is more than a factor of 2 away from this"""
-    anneal_lr: bool = False
-    """let the learning rate decay linearly to final_learning_rate instead (with --no-adaptive-lr)"""
-    final_learning_rate: float = 1e-5
-    """learning rate at the end of training"""
+    """KL(pi_old || pi_theta) of a pass: above twice this the learning rate falls, below half of it it rises"""
     gamma: float = 0.99
     """discount factor"""
     gae_lambda: float = 0.95
@@ -110,27 +90,26 @@ class Args:
     norm_adv: bool = True
     """scale the advantages of a rollout to mean 0 and deviation 1"""
     clip_coef: float = 0.2
-    """epsilon: where the ratio leaves 1 - epsilon .. 1 + epsilon, the objective grows no further"""
+    """epsilon, the ratio is clipped to 1 - epsilon .. 1 + epsilon"""
     ent_coef: float = 0.0
     """c_2, weight of the entropy"""
     max_grad_norm: float = 0.5
-    """gradients are scaled down to this norm"""
+    """the gradients of the actor and of the critic are scaled down to this norm"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the RPO paper's settings per task (table 3); budgets: those of the other scripts
+# table 3 of the RPO paper; budgets: those of the other scripts
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "num_minibatches": 16},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "num_minibatches": 2},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "num_minibatches": 2},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "num_minibatches": 1},
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "num_minibatches": 1},
-    # not in the paper
-    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "num_minibatches": 2},
-    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "num_minibatches": 2},
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "num_minibatches": 2},  # not in the paper
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "num_minibatches": 2},  # not in the paper
 }
 
 
@@ -149,7 +128,7 @@ def mlp(num_inputs):
 
 
 class Actor(nn.Module):
-    """Gaussian over the action: a mean in [-1, 1] and a standard deviation in [0.1, 1] that depends on the state."""
+    """Gaussian over the action: a mean in [-1, 1] and a standard deviation in [0.1, 1], both state-dependent."""
 
     def __init__(self, num_obs, num_actions):
         super().__init__()
@@ -161,9 +140,13 @@ class Actor(nn.Module):
         features = self.trunk(obs)
         return torch.tanh(self.mean(features)), (0.1 + 0.9 * torch.sigmoid(self.std(features) + 2.0)).log()
 
+    def act(self, obs, deterministic=False):
+        mean, log_std = self(obs)
+        return mean if deterministic else mean + log_std.exp() * torch.randn_like(mean)
+
 
 class Critic(nn.Module):
-    """The value function V: (..., num_obs) -> (...), in units of ReturnNormalizer."""
+    """The value function V: (..., num_obs) -> (...), in units of the ReturnNormalizer."""
 
     def __init__(self, num_obs):
         super().__init__()
@@ -174,7 +157,7 @@ class Critic(nn.Module):
 
 
 class ObsNormalizer(nn.Module):
-    """Running mean m and variance v of the observations, x -> (x - m) / sqrt(v + 1e-5). Saved with the model."""
+    """x -> (x - mean) / sqrt(var + 1e-5), with the mean and variance of all observations so far."""
 
     def __init__(self, num_obs):
         super().__init__()
@@ -185,17 +168,21 @@ class ObsNormalizer(nn.Module):
     def forward(self, obs):
         return (obs - self.mean.float()) / torch.sqrt(self.var + 1e-5).float()
 
-    @torch.no_grad()  # statistics of the data, constants for every gradient
+    @torch.no_grad()  # statistics are constants for every gradient
     def update(self, obs):
-        # join two sets: M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b), where M = n v (Chan et al. 1979)
+        if dist.is_initialized():  # the rows of all processes
+            everyone = [torch.empty_like(obs) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, obs.contiguous())
+            obs = torch.cat(everyone)
+        # merge two sets a, b with S = n var:  S = S_a + S_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
 class ReturnNormalizer(ObsNormalizer):
-    """Running mean and variance of the returns: the critic's targets stay of order 1 while the returns grow."""
+    """The same for returns: the critic's targets stay of order 1 while the returns grow."""
 
     def __init__(self):
         super().__init__(1)
@@ -204,56 +191,35 @@ class ReturnNormalizer(ObsNormalizer):
         return values * torch.sqrt(self.var + 1e-5).float() + self.mean.float()
 
 
-# ALGO LOGIC: the parts of PPO
-def gaussian_entropy(log_std):
-    """Entropy of N(mean, std^2), summed over action dimensions (...)."""
-    return (log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
-
-
-def log_ratio(action, mean, log_std, old_mean, old_log_std):
-    """log r_t(theta) = log pi_theta(a|s) - log pi_old(a|s), jointly over action dimensions."""
-    # log r = sum_d [ eps_old^2 / 2 - eps^2 / 2 + log sigma_old - log sigma ],   eps = (a - mu) / sigma
-    eps, old_eps = (action - mean) / log_std.exp(), (action - old_mean) / old_log_std.exp()
-    return (0.5 * old_eps**2 - 0.5 * eps**2 + old_log_std - log_std).sum(-1)
-
-
-def gaussian_kl(old_mean, old_log_std, mean, log_std):
-    """KL(pi_old || pi_theta) in closed form, summed over action dimensions."""
-    # sum_d log(sigma / sigma_old) + (sigma_old^2 + (mu_old - mu)^2) / (2 sigma^2) - 1/2
-    old_var, var = (2.0 * old_log_std).exp(), (2.0 * log_std).exp()
-    return (log_std - old_log_std + (old_var + (old_mean - mean) ** 2) / (2.0 * var) - 0.5).sum(-1)
-
-
+# ALGO LOGIC: PPO
 @torch.no_grad()  # the rollout is data: PPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, return_normalizer, args):
-    """H steps of every environment: data (H, N, ...), and the return and length of every episode that ended."""
-    frozen = copy.deepcopy(normalizer)  # one fixed normalisation per rollout, or the ratio would not be 1 at first
-    raw_obs = env.detach()
-    normalizer.update(gather(raw_obs))
-    steps, episodes = [], []
+    """H steps of every environment, as tensors (H, N, ...)."""
+    raw_obs, steps = env.detach(), []
     for _ in range(args.num_steps):
-        obs = frozen(raw_obs)
+        obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
         action = mean + log_std.exp() * torch.randn_like(mean)
-        raw_obs, reward, terminated, truncated, infos = env.step(action)  # clamps the action, whose density is as drawn
-        normalizer.update(gather(raw_obs))
-        steps.append((obs, action, mean, log_std, reward, frozen(infos["final_obs"]), terminated, truncated))
-        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
+        # the environment clamps the action to [-1, 1]; its density is that of the action as drawn
+        next_obs, reward, terminated, truncated, infos = env.step(action)
 
-    names = ("obs", "action", "mean", "log_std", "rewards", "next_obs", "terminated", "truncated")
-    data = {name: torch.stack(column) for name, column in zip(names, zip(*steps))}
+        step = {"raw_obs": raw_obs, "obs": obs, "mean": mean, "log_std": log_std, "final_obs": infos["final_obs"]}
+        step |= {"action": action, "rewards": reward, "terminated": terminated, "dones": terminated | truncated}
+        steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs = next_obs
+    data = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+
+    # V(s_t), and V(s_{t+1}) of the true successor, before any reset; 0 if the robot has fallen
     data["values"] = return_normalizer.restore(critic(data["obs"]))
-    # the value of the true successor: 0 after a fall, V(s') everywhere else, also after a time-out
-    next_values = return_normalizer.restore(critic(data.pop("next_obs")))
+    next_values = return_normalizer.restore(critic(normalizer(data.pop("final_obs"))))
     data["next_values"] = torch.where(data["terminated"], 0.0, next_values)
-    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
-    return data, episodes[episodes[:, 0] == 1.0, 1:].tolist()
+    return data
 
 
 def gae(rewards, values, next_values, dones, gamma, lam):
-    """Generalised advantage estimates (H, N), backwards in time; no advantage crosses the end of an episode."""
+    """Generalised advantage estimates A (H, N), backwards in time; none crosses the end of an episode."""
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
-    # A_t     = delta_t + gamma lambda A_{t+1}, without the second term where an episode ends
+    # A_t     = delta_t + gamma lambda A_{t+1}, without the second term where an episode or the rollout ends
     advantages, advantage = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         delta = rewards[t] + gamma * next_values[t] - values[t]
@@ -262,21 +228,51 @@ def gae(rewards, values, next_values, dones, gamma, lam):
     return advantages
 
 
+def normalize_advantages(advantages):
+    """A -> (A - mean) / deviation, over the whole rollout."""
+    everyone = [advantages]
+    if dist.is_initialized():  # the rollouts of all processes
+        everyone = [torch.empty_like(advantages) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, advantages)
+    everyone = torch.cat(everyone)
+    return (advantages - everyone.mean()) / (everyone.std(correction=0) + 1e-8)
+
+
+def log_ratio(action, mean, log_std, old_mean, old_log_std):
+    """log r(theta) = log pi_theta(a|s) - log pi_old(a|s), jointly over action dimensions."""
+    # log r = sum_d [ eps_old^2 / 2 - eps^2 / 2 + log sigma_old - log sigma ],   eps = (a - mu) / sigma
+    eps, old_eps = (action - mean) / log_std.exp(), (action - old_mean) / old_log_std.exp()
+    return (0.5 * old_eps**2 - 0.5 * eps**2 + old_log_std - log_std).sum(-1)
+
+
+def gaussian_entropy(log_std):
+    """H: the entropy of N(mean, std^2), summed over action dimensions."""
+    # sum_d [ log sigma + (1 + log 2 pi) / 2 ]
+    return (log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
+
+
+def gaussian_kl(old_mean, old_log_std, mean, log_std):
+    """KL(pi_old || pi_theta) in closed form, summed over action dimensions."""
+    # sum_d [ log(sigma / sigma_old) + (sigma_old^2 + (mu_old - mu)^2) / (2 sigma^2) - 1/2 ]
+    old_var, var = (2.0 * old_log_std).exp(), (2.0 * log_std).exp()
+    return (log_std - old_log_std + (old_var + (old_mean - mean) ** 2) / (2.0 * var) - 0.5).sum(-1)
+
+
 def policy_loss(actor, data, args):
-    """The loss of one minibatch (B, ...), and its diagnostics."""
+    """The loss of one minibatch (B, ...), and four diagnostics."""
     mean, log_std = actor(data["obs"])
     ratio = log_ratio(data["action"], mean, log_std, data["mean"], data["log_std"]).clamp(-20.0, 20.0).exp()
 
+    # The gradient flows through r alone; the advantages are data.
     # L = - E[ min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) ] - c_2 E[ H ]
+    # The minimum is constant, without a gradient, only where r has left the interval and r A would grow further.
     clipped = ratio.clamp(1.0 - args.clip_coef, 1.0 + args.clip_coef)
     surrogate = torch.min(ratio * data["advantages"], clipped * data["advantages"]).mean()
     entropy = gaussian_entropy(log_std).mean()
     loss = -surrogate - args.ent_coef * entropy
-    with torch.no_grad():  # only measurements
-        kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
-        kept, ratio_max = (ratio == clipped).float().mean(), ratio.max()
-    # so is the entropy here
-    return loss, {"kept": kept, "ratio_max": ratio_max, "entropy": entropy.detach(), "kl": kl}
+    with torch.no_grad():  # the KL steers the learning rate and is no part of the loss; the others are for the log
+        stats = {"kl": gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean(), "entropy": entropy.detach()}
+        return loss, stats | {"kept": (ratio == clipped).float().mean(), "ratio_max": ratio.max()}
 
 
 def critic_loss(critic, obs, targets):
@@ -285,7 +281,7 @@ def critic_loss(critic, obs, targets):
 
 
 def adapted_learning_rate(lr, kl, target_kl):
-    """A step that moved the policy too far makes the next ones smaller, a timid one makes them larger."""
+    """Smaller where a pass has moved the policy too far, larger where it has hardly moved it."""
     if kl > 2.0 * target_kl:
         return max(lr / 1.5, 1e-6)
     if kl < 0.5 * target_kl:
@@ -293,518 +289,197 @@ def adapted_learning_rate(lr, kl, target_kl):
     return lr
 
 
-# Numbers that are not finite
-class TrainingFailed(Exception):
-    pass
-
-
-def clipped_step(optimizer, max_grad_norm):
-    """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
-    parameters = optimizer.param_groups[0]["params"]
-    average([p.grad for p in parameters])  # of equal shares of the batch: the gradient of the whole batch
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    usable = norm <= 1e6  # NaN is not
-    if usable:
-        optimizer.step()
-    return norm, usable
-
-
-def count_failures(failures, quantity, usable):
-    """usable: whether `quantity` was finite, each time in this iteration. Ten hopeless iterations end the run."""
-    failures["skipped"] += len(usable) - sum(usable)
-    failures[quantity] = 0 if any(usable) else failures[quantity] + 1
-    if failures[quantity] == 10:
-        raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
-
-
-# Data-parallel: `torchrun --nproc-per-node K` starts K processes, each with its share of the environments
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_SIZE}"
-
-
-def communicate(collective, *args):
-    """Call an operation of torch.distributed in which every process takes part."""
-    try:
-        collective(*args)
-    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
-        raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
-
-
-def average(tensors):
-    """Replace every tensor by its mean over the processes, in place."""
-    if WORLD_SIZE > 1:
-        flat = torch.cat([x.flatten() for x in tensors])
-        communicate(dist.all_reduce, flat)
-        for x, mean in zip(tensors, (flat / WORLD_SIZE).split([x.numel() for x in tensors])):
-            x.copy_(mean.view_as(x))
-
-
-def gather(rows):
-    """The rows (n, ...) of all K processes, (K n, ...): the same tensor in each of them."""
-    if WORLD_SIZE == 1:
-        return rows
-    everyone = rows.new_empty(WORLD_SIZE * len(rows), *rows.shape[1:])
-    communicate(dist.all_gather, list(everyone.chunk(WORLD_SIZE)), rows.contiguous())
-    return everyone
-
-
-def gather_shares(share):
-    """What each process has to save, in a list; None everywhere but in process 0, which saves it."""
-    shares = [share] * WORLD_SIZE if RANK == 0 else None
-    if WORLD_SIZE > 1:
-        communicate(dist.gather_object, share, shares)
-    return shares
-
-
-def first_signal(received, device):
-    """The number of a signal that reached one of the processes, or 0: they all stop after the same iteration."""
-    return gather(torch.tensor([received[0] if received else 0], device=device)).max().item()
-
-
-# Evaluation
-@torch.no_grad()  # an evaluation learns nothing
-def evaluate(actor, normalizer, args, deterministic, frames=None):
-    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs,).
-
-    frames: a list that takes a picture of the first environment at every second step of that episode.
-    """
-    device = normalizer.mean.device
-    env = envs.make(args.env_id, num_envs=args.num_eval_envs, device=device, seed=args.seed + 1_000_000)
-    noise = torch.Generator(device).manual_seed(args.seed)  # of its own: training must not notice an evaluation
-    obs, _ = env.reset()
-    results = torch.zeros(args.num_eval_envs, 2, device=device)
-    finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
-    for t in range(env.max_episode_steps):
-        if frames is not None and t % 2 == 0 and not finished[0]:
-            frames.append(env.render())  # before the step, which may reset the environment; 30 a second
-        mean, log_std = actor(normalizer(obs))
-        eps = torch.randn(mean.shape, generator=noise, device=device)
-        try:
-            _, _, _, _, infos = env.step(mean if deterministic else mean + log_std.exp() * eps)
-            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
-        except ValueError as error:  # the environment refuses an action that is not a number
-            raise TrainingFailed(error) from error
-        first = infos["_episode"] & ~finished
-        results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
-        finished |= first
-        if finished.all():
-            break
-    env.close()
-    return results.unbind(1)
-
-
-def report_evaluation(actor, normalizer, args, video_path):
-    """Evaluate both policies and print; video_path is without its suffix."""
-    metrics, frames = {}, [] if args.capture_video else None
-    for kind, prefix in (("stochastic", "eval/"), ("deterministic", "eval/deterministic_")):
-        filmed = frames if kind == "deterministic" else None
-        returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic", filmed)
+def evaluate(actor, normalizer, args, film):
+    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
+    for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
+        policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
+        returns, lengths = envs.evaluate(env, policy, args.seed, film if args.capture_video and deterministic else None)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
-        metrics |= {prefix + "episodic_return": mean, prefix + "return_std": std, prefix + "episodic_length": length}
-        extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
-        tell(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
-    if frames:
-        tell(f"video of one deterministic episode: {write_video(frames, video_path)}")
+        print(f"{tag}episodic_return {mean:.1f} +- {std:.1f}, length {length:.1f}, {len(returns)} episodes", flush=True)
+        metrics |= {f"{tag}episodic_return": mean, f"{tag}return_std": std, f"{tag}episodic_length": length}
+    env.close()
     return metrics
 
 
-def write_video(frames, path, fps=30):
-    """An mp4 where imageio-ffmpeg is installed, else an animated WebP."""
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        first, *others = (Image.fromarray(frame) for frame in frames)
-        duration = round(1000 / fps)  # ms per frame
-        first.save(path + ".webp", save_all=True, append_images=others, duration=duration, loop=0, quality=50)
-        return path + ".webp"
-    height, width, _ = frames[0].shape
-    writer = imageio_ffmpeg.write_frames(path + ".mp4", (width, height), fps=fps)
-    writer.send(None)  # starts the generator
-    for frame in frames:
-        writer.send(frame)
-    writer.close()
-    return path + ".mp4"
-
-
-# Arguments, checkpoints and logs
-def usage_error(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse_args():
-    """The command line, on top of the arguments in the checkpoint if one is given, on top of the task's defaults."""
-    args, state = tyro.cli(Args), None
-    if args.checkpoint:
-        try:
-            state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-            if state["script"] != os.path.basename(__file__):
-                raise ValueError(f"it was written by {state['script']}")
-            saved = Args(**state["args"])
-        except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            usage_error(f"--checkpoint: expected a checkpoint.pt of this script, got {args.checkpoint!r} ({reason})")
-        args = tyro.cli(Args, default=saved)
-    elif args.eval_only:
-        usage_error("--eval-only: expected --checkpoint with the run to evaluate, got none")
-    for name, value in TASK_DEFAULTS[args.env_id].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
+    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__)
     args.batch_size = args.num_envs * args.num_steps
-    if args.num_envs % WORLD_SIZE:
-        usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
-    at_least = dict.fromkeys("num_envs num_steps num_minibatches update_epochs num_eval_envs".split(), 1)
-    at_least |= dict.fromkeys("seed ent_coef clip_coef gamma gae_lambda eval_freq".split(), 0)
-    at_least |= dict.fromkeys("learning_rate final_learning_rate target_kl max_grad_norm".split(), 1e-12)
-    at_least |= {"checkpoint_freq": 1, "total_timesteps": args.batch_size}
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "num_minibatches": args.batch_size // WORLD_SIZE}
-    for name, low in at_least.items():
-        high = at_most.get(name, 10**12)
-        if not low <= getattr(args, name) <= high:  # NaN and infinity fail too
-            usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
-    if args.adaptive_lr and args.anneal_lr:
-        usage_error("--anneal-lr: expected --no-adaptive-lr beside it, got both schedules")
     args.num_iterations = args.total_timesteps // args.batch_size
-    return args, state
+    run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = os.path.dirname(os.path.abspath(args.checkpoint)) if checkpoint else run_dir
+    use_cuda = args.cuda and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
 
-
-def create_run_dir(args):
-    stamp = int(time.time())
-    while True:
-        run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"
-        try:
-            os.makedirs(run_dir)
-            return run_dir
-        except FileExistsError:  # another run has started in the same second
-            stamp += 1
-
-
-def save_atomically(state, path):
-    """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
-    try:
-        with open(path + ".tmp", "wb") as file:
-            torch.save(state, file)
-        os.replace(path + ".tmp", path)
-    except (OSError, RuntimeError) as error:  # torch.save reports some failed writes as the latter
-        with contextlib.suppress(OSError):
-            os.remove(path + ".tmp")
-        raise TrainingFailed(f"cannot write {path}, which is left as it was ({error})") from error
-
-
-COLUMNS = """global_step wall_s episodic_return episodic_length SPS learning_rate diverged value_loss explained_variance
-    entropy approx_kl clipfrac effective_sample_ratio ratio_max actor_grad_norm critic_grad_norm
-    nonfinite_advantages skipped_updates time_rollout time_actor time_critic
-    eval_episodic_return eval_return_std eval_episodic_length
-    eval_deterministic_episodic_return eval_deterministic_return_std eval_deterministic_episodic_length""".split()
-
-
-class Logger:
-    """TensorBoard events, and metrics.csv with a line per iteration and a last one for the final evaluation."""
-
-    def __init__(self, run_dir, args, global_step):
-        self.writer = SummaryWriter(run_dir, purge_step=global_step + 1)
-        table = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
-        self.writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        self.path, rows = os.path.join(run_dir, "metrics.csv"), []
-        if os.path.exists(self.path):  # a resumed run does again what came after its checkpoint
-            with open(self.path, newline="") as file:
-                rows = [
-                    row for row in csv.DictReader(file) if row.get("SPS") and int(row["global_step"]) <= global_step
-                ]
-        with open(self.path + ".tmp", "w", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writeheader()
-        self._append(self.path + ".tmp", rows)
-        os.replace(self.path + ".tmp", self.path)
-
-    def write(self, global_step, wall, metrics):
-        row = {"global_step": str(global_step), "wall_s": f"{wall:.2f}"}
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, global_step)
-            row[tag.replace("charts/", "").replace("losses/", "").replace("/", "_")] = f"{value:.7g}"
-        self._append(self.path, [row])
-
-    def _append(self, path, rows):
-        with open(path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, restval="").writerows(rows)
-
-
-def tell(text, end="\n"):
-    """Print, even after Ctrl-C has ended the `tee` that was reading: the checkpoint is still to be written."""
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def print_progress(args, global_step, metrics):
-    total = args.num_iterations * args.batch_size
-    seconds = int((total - global_step) / metrics["charts/SPS"])
-    line = (
-        f"step {global_step:,}/{total:,} ({100 * global_step / total:.0f} %)  SPS {metrics['charts/SPS']:,.0f}  "
-        f"ETA {seconds // 60}:{seconds % 60:02d}  return {metrics['charts/episodic_return']:.1f}  "
-        f"length {metrics['charts/episodic_length']:.0f}"
-    )
-    tell("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n")
-
-
-def main():
-    args, state = parse_args()
-    device = torch.device("cpu")
-    if torch.cuda.is_available() and args.cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        if device.index >= torch.cuda.device_count():
-            usage_error(
-                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
-            )
-        torch.cuda.set_device(device)
-    if WORLD_SIZE > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and not args.eval_only and device.type != "cuda":
-        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
-    if RANK > 0:
-        sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
-    wp.config.log_level = wp.LOG_WARNING  # no banner
+    # torchrun --nproc-per-node K starts K of these processes, each with its share of the environments; rank 0 reports
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
-    random.seed(args.seed)
-    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
+    seed = args.seed * world_size + rank  # of this process's environments
 
     # env setup
-    print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
-    seed = args.seed * WORLD_SIZE + RANK
-    env = envs.make(args.env_id, num_envs=args.num_envs // WORLD_SIZE, device=device, seed=seed)
-    env.reset()
+    env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
+    env.reset()  # rollout() takes the observation from env.detach()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
     return_normalizer = ReturnNormalizer().to(device)
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    modules = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
-    modules |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
-    if RANK > 0:
-        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
-        torch.manual_seed(2**32 + seed)
-    iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
-    quantities = ("the advantage", "the gradient of the actor", "the gradient of the critic")
-    failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
+    parts = {"actor": actor, "critic": critic, "normalizer": normalizer, "return_normalizer": return_normalizer}
+    parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    torch.set_num_threads(num_threads)
+    if world_size > 1:  # every backward() leaves the mean of all processes' gradients
+        for parameter in (*actor.parameters(), *critic.parameters()):
+            parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
-    if state is not None:
-        try:
-            for name in ("actor", "normalizer") if args.eval_only else modules:
-                modules[name].load_state_dict(state[name])
-            if not args.eval_only:
-                if len(state["shares"]) != WORLD_SIZE:
-                    raise ValueError(f"it was written by {len(state['shares'])} process(es), not {WORLD_SIZE}")
-                share = state["shares"][RANK]
-                env.load_state_dict(share["env"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
-            usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
-        if args.eval_only:
-            folder = os.path.dirname(args.checkpoint)
-            if RANK == 0:
-                report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
-            return 0
-        torch.set_rng_state(share["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(share["cuda_rng"])
-        iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
-        finished_episodes.extend(state["finished_episodes"])
-        failures = state["failures"]
-    run_dir = os.path.dirname(args.checkpoint or "") or "."
-    if RANK == 0 and not args.checkpoint:
-        run_dir = create_run_dir(args)
-    checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    if args.track and RANK == 0:
-        import wandb
+    # resume
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
+    if checkpoint:
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        if args.learning_rate != checkpoint["args"]["learning_rate"]:  # given again: it replaces the adapted one
+            actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = args.learning_rate
+    if args.eval_only:
+        if rank == 0:
+            evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
+        sys.exit()
+    if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
+        env.load_state_dict(checkpoint["env"])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
+        torch.manual_seed(hash((start, seed)) % 2**32)
+        env.reset(seed=torch.initial_seed())
 
-        options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
-        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
-    logger = Logger(run_dir, args, global_step) if RANK == 0 else None
-    print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
-    print(f"run folder {run_dir}", flush=True)
+    if rank == 0:
+        if args.track:
+            import wandb
 
-    def save_checkpoint():
-        checkpoint = {name: module.state_dict() for name, module in modules.items()}
-        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
-        checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures}
-        # what each process has of its own
-        share = {"env": env.state_dict(), "rng": torch.get_rng_state()}
-        share["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        checkpoint["shares"] = gather_shares(share)
-        if RANK == 0:
-            save_atomically(checkpoint, checkpoint_path)
-
-    def wall():
-        return wall_before + time.time() - start_time
-
-    # the first Ctrl-C or SIGTERM lets the iteration finish, the second ends the process at once
-    received = []
-
-    def on_signal(number, frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError):  # not print(), which may just have been interrupted itself
-            os.write(2, b"\nstopping after this iteration; again to stop at once\n")
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-
-    losses = (policy_loss, critic_loss)
-    if args.compile or args.cudagraphs:
-        losses = [torch.compile(loss, mode="reduce-overhead" if args.cudagraphs else "default") for loss in losses]
-    policy_loss_fn, critic_loss_fn = losses
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
+        writer.add_text("hyperparameters", table)
+        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
+        if start >= args.num_iterations:
+            print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
-    num_threads = torch.get_num_threads()
-    start_time, start_step = time.time(), global_step
-    try:
-        while global_step + args.batch_size <= args.total_timesteps and not first_signal(received, device):
-            iteration += 1
-            # lr_k = lr + (lr_end - lr) k / K
-            fraction = global_step / (args.num_iterations * args.batch_size) if args.anneal_lr else 0.0
-            if not args.adaptive_lr:
-                lr = args.learning_rate + (args.final_learning_rate - args.learning_rate) * fraction
+    start_time = time.time()
+    for iteration in range(start + 1, args.num_iterations + 1):
+        # ALGO LOGIC: a rollout, its advantages and the targets of the critic
+        times = [time.time()]
+        torch.set_num_threads(1)  # torch's other threads would take the cores from the simulator's
+        data = rollout(env, actor, critic, normalizer, return_normalizer, args)
+        torch.set_num_threads(num_threads)
+        values, next_values = data["values"], data["next_values"]
+        advantages = gae(data["rewards"], values, next_values, data["dones"], args.gamma, args.gae_lambda)
+        data["advantages"] = normalize_advantages(advantages) if args.norm_adv else advantages
+        data["returns"] = advantages + values
+        return_normalizer.update(data["returns"].flatten()[:, None])
+        data["targets"] = return_normalizer(data["returns"])
+
+        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        normalizer.update(data["raw_obs"].flatten(0, 1))
+
+        # flatten the batch
+        b_data = {name: x.flatten(0, 1) for name, x in data.items()}
+        times.append(time.time())
+
+        # ALGO LOGIC: K passes over the rollout
+        actor_norms, stats, critic_norms, v_losses = [], [], [], []
+        for _ in range(args.update_epochs):
+            kls = []
+            for mb_inds in torch.randperm(len(b_data["obs"]), device=device).chunk(args.num_minibatches):
+                mb_data = {name: x[mb_inds] for name, x in b_data.items()}
+                loss, mb_stats = policy_loss(actor, mb_data, args)
+                actor_optimizer.zero_grad()
+                loss.backward()
+                actor_norms.append(clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True))
+                actor_optimizer.step()
+                stats.append(mb_stats)
+                kls.append(mb_stats["kl"])
+                times.append(time.time())
+
+                v_loss = critic_loss(critic, mb_data["obs"], mb_data["targets"])
+                critic_optimizer.zero_grad()
+                v_loss.backward()
+                critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
+                critic_optimizer.step()
+                v_losses.append(v_loss.detach())
+                times.append(time.time())
+
+            if args.adaptive_lr:
+                kl = torch.stack(kls).mean()
+                if world_size > 1:
+                    dist.all_reduce(kl.div_(world_size))
+                lr = adapted_learning_rate(actor_optimizer.param_groups[0]["lr"], kl.item(), args.target_kl)
                 actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
+        with torch.no_grad():  # for the log: how far the policy has moved, and what the critic knew so far
+            approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean()
+            errors = b_data["returns"] - b_data["values"]
 
-            # ALGO LOGIC: collect a rollout, its advantages and the targets of the critic
-            time_0 = time.time()
-            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
-            try:
-                data, episodes = rollout(env, actor, critic, normalizer, return_normalizer, args)
-            except ValueError as error:  # the environment refuses an action that is not a number
-                raise TrainingFailed(error) from error
-            finished_episodes.extend(episodes)
-            dones = data["terminated"] | data["truncated"]
-            values = data["values"]
-            advantages = gae(data["rewards"], values, data["next_values"], dones, args.gamma, args.gae_lambda)
-            finite = advantages.isfinite()
-            count_failures(failures, quantities[0], [gather(finite.any()[None]).any().item()])
-            data["returns"] = advantages + values
-            kept = gather(data["returns"].flatten())
-            kept = kept[kept.isfinite()]
-            if len(kept):
-                return_normalizer.update(kept[:, None])
-            data["targets"] = return_normalizer(data["returns"])
-            if args.norm_adv:
-                kept = gather(advantages.flatten())
-                kept = kept[kept.isfinite()]
-                advantages = (advantages - kept.mean()) / (kept.std(correction=0) + 1e-8)
-            data["advantages"] = torch.where(finite, advantages, 0.0)  # dropped, and counted in the log
+        # TRY NOT TO MODIFY: log data
+        if rank > 0:
+            continue
+        global_step = iteration * args.batch_size
+        episodes.extend(torch.stack([b_data["episode_return"], b_data["episode_length"]], 1)[b_data["dones"]].tolist())
+        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()  # NaN before the first end
+        by_pass = {name: torch.stack([mb[name] for mb in stats]).reshape(args.update_epochs, -1) for name in stats[0]}
+        reused = slice(int(args.update_epochs > 1), None)  # the first pass starts from the policy of the rollout
+        sps = (iteration - start) * args.batch_size / (time.time() - start_time)
+        seconds = [until - since for since, until in zip(times, times[1:])]
+        metrics = {
+            "charts/episodic_return": mean_return,
+            "charts/episodic_length": mean_length,
+            "charts/SPS": sps,
+            "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
+            "charts/diverged": env.diverged.item(),
+            "losses/value_loss": torch.stack(v_losses).mean().item(),
+            "losses/explained_variance": 1.0 - (errors.var() / b_data["returns"].var()).item(),
+            "losses/entropy": by_pass["entropy"].mean().item(),
+            "losses/approx_kl": approx_kl.item(),
+            "losses/clipfrac": 1.0 - by_pass["kept"].mean().item(),
+            "losses/effective_sample_ratio": by_pass["kept"][reused].mean().item(),
+            "losses/ratio_max": by_pass["ratio_max"][reused].mean().item(),
+            "losses/actor_grad_norm": torch.stack(actor_norms).mean().item(),
+            "losses/critic_grad_norm": torch.stack(critic_norms).mean().item(),
+            "time/rollout": seconds[0],
+            "time/actor": sum(seconds[1::2]),  # actor and critic take turns
+            "time/critic": sum(seconds[2::2]),
+        }
+        left = (args.num_iterations - iteration) * args.batch_size / sps / 60
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
+        print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
+        if args.eval_freq and iteration % args.eval_freq == 0 and iteration < args.num_iterations:
+            metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
-            # flatten the batch
-            b_data = {name: x.flatten(0, 1) for name, x in data.items()}
+        checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
+        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
+        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
+        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
 
-            # ALGO LOGIC: K passes over the rollout
-            time_1, time_actor, time_critic = time.time(), 0.0, 0.0
-            torch.set_num_threads(num_threads)
-            actor_steps, policy_stats, critic_steps, v_losses = [], [], [], []
-            for _ in range(args.update_epochs):
-                kls = []
-                for mb_inds in torch.randperm(len(b_data["obs"]), device=device).chunk(args.num_minibatches):
-                    time_2 = time.time()
-                    mb_data = {
-                        name: b_data[name][mb_inds]
-                        for name in ("obs", "action", "mean", "log_std", "advantages", "targets")
-                    }
-                    loss, stats = policy_loss_fn(actor, mb_data, args)
-                    actor_optimizer.zero_grad()
-                    loss.backward()
-                    actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
-                    policy_stats.append({name: value.item() for name, value in stats.items()})
-                    kls.append(policy_stats[-1]["kl"])
-                    time_3 = time.time()
-
-                    v_loss = critic_loss_fn(critic, mb_data["obs"], mb_data["targets"])
-                    critic_optimizer.zero_grad()
-                    v_loss.backward()
-                    critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
-                    v_losses.append(v_loss.item())
-                    time_actor, time_critic = time_actor + time_3 - time_2, time_critic + time.time() - time_3
-                if args.adaptive_lr:
-                    kl = torch.tensor(np.mean(kls), device=device)
-                    average([kl])
-                    lr = adapted_learning_rate(actor_optimizer.param_groups[0]["lr"], kl.item(), args.target_kl)
-                    actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
-            with torch.no_grad():  # only measurements: how far the policy has moved, what the critic knew
-                approx_kl = gaussian_kl(b_data["mean"], b_data["log_std"], *actor(b_data["obs"])).mean().item()
-                errors = b_data["returns"] - b_data["values"]
-
-            # TRY NOT TO MODIFY: execute the game and log data
-            global_step += args.batch_size
-            (actor_norms, actor_usable), (critic_norms, critic_usable) = zip(*actor_steps), zip(*critic_steps)
-            count_failures(failures, quantities[1], actor_usable)
-            count_failures(failures, quantities[2], critic_usable)
-            mean_return, mean_length = np.mean(finished_episodes, axis=0) if finished_episodes else (math.nan, math.nan)
-            reused = policy_stats[len(policy_stats) // args.update_epochs :] or policy_stats  # after the first epoch
-            metrics = {
-                "charts/episodic_return": mean_return,
-                "charts/episodic_length": mean_length,
-                "charts/SPS": (global_step - start_step) / (time.time() - start_time),
-                "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
-                "charts/diverged": env.diverged.item(),
-                "losses/value_loss": np.mean(v_losses),
-                "losses/explained_variance": 1.0 - (errors.var() / b_data["returns"].var()).item(),
-                "losses/entropy": np.mean([stats["entropy"] for stats in policy_stats]),
-                "losses/approx_kl": approx_kl,
-                "losses/clipfrac": 1.0 - np.mean([stats["kept"] for stats in policy_stats]),
-                "losses/effective_sample_ratio": np.mean([stats["kept"] for stats in reused]),
-                "losses/ratio_max": np.mean([stats["ratio_max"] for stats in reused]),
-                "losses/actor_grad_norm": np.mean(actor_norms),
-                "losses/critic_grad_norm": np.mean(critic_norms),
-                "losses/nonfinite_advantages": (~finite).sum().item(),
-                "losses/skipped_updates": failures["skipped"],
-                "time/rollout": time_1 - time_0,
-                "time/actor": time_actor,
-                "time/critic": time_critic,
-            }
-            print_progress(args, global_step, metrics)
-            if RANK == 0 and args.eval_freq and iteration % args.eval_freq == 0 and not received:
-                tell("")
-                metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-            if RANK == 0:
-                logger.write(global_step, wall(), metrics)
-            if iteration % args.checkpoint_freq == 0:
-                save_checkpoint()
-        save_checkpoint()
-        if number := first_signal(received, device):
-            tell(f"\nresume with: {LAUNCHER} {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-            return 128 + number
-        if RANK > 0:
-            return 0
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        tell("")
-        metrics = report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-        logger.write(global_step, wall(), metrics)
-        if args.save_model:
-            model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
-            save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
-        logger.writer.flush()
-        tell(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
-        return 0
-    except TrainingFailed as error:
-        print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if RANK == 0:
-            with contextlib.suppress(OSError):  # told by the flush, or by what ended the run
-                logger.writer.close()
-        env.close()
-        if WORLD_SIZE > 1:
-            dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:  # a file of the run cannot be written
-        sys.exit(f"stopped: {error}")
+    if rank == 0:
+        global_step = max(start, args.num_iterations) * args.batch_size
+        for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():
+            writer.add_scalar(tag, value, global_step)
+        writer.close()
+        print(f"done: {global_step:,} steps, run folder {run_dir}")
+    if world_size > 1:
+        dist.destroy_process_group()

@@ -249,7 +249,7 @@ class ObsNormalizer(nn.Module):
             everyone = [torch.empty_like(obs) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, obs.contiguous())
             obs = torch.cat(everyone)
-        # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
+        # merge two sets a, b with S = n var:  S = S_a + S_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
         squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
@@ -397,13 +397,12 @@ def policy_loss(actor, critic, multipliers, data, args):
     return loss.mean() + dual_loss, {"entropy": entropy, "inside": inside.float().mean()}
 
 
-def evaluate(actor, normalizer, args, video):
+def evaluate(actor, normalizer, args, film):
     """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
-        film = video if args.capture_video and deterministic else None
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
-        returns, lengths = envs.evaluate(env, policy, args.seed, film)
+        returns, lengths = envs.evaluate(env, policy, args.seed, film if args.capture_video and deterministic else None)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
         print(f"{tag}episodic_return {mean:.1f} +- {std:.1f}, length {length:.1f}, {len(returns)} episodes", flush=True)
         metrics |= {f"{tag}episodic_return": mean, f"{tag}return_std": std, f"{tag}episodic_length": length}
@@ -412,7 +411,7 @@ def evaluate(actor, normalizer, args, video):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
     limits = {"v_min": (-1e9, 0.0), "v_max": (1e-9, 1e9), "num_bins": (3, 10**6), "target_entropy_scale": (-1e9, 1e9)}
     limits |= {"alpha_init": (1e-9, 1e9), "beta_init": (1e-9, 1e9), "reward_scale": (1e-9, 1e9)}
     # the critic has learned what its outputs mean, and the prices have moved on
@@ -429,15 +428,15 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}
+    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
-    seed = args.seed * world_size + rank
+    seed = args.seed * world_size + rank  # of this process's environments
 
     # env setup
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
-    env.reset()
+    env.reset()  # rollout() takes the observation from env.detach()
 
     # agent setup
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
@@ -456,31 +455,32 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, episodes = 0, deque(maxlen=100)
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        start = checkpoint["iteration"]
-        episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         for optimizer in (actor_optimizer, critic_optimizer):  # flags given again win over those of the checkpoint
             optimizer.param_groups[0] |= adamw
         dual_optimizer.param_groups[0]["lr"] = args.dual_learning_rate
-    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
-        env.load_state_dict(checkpoint["env"])
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-    elif checkpoint or rank > 0:  # the networks are the same in all processes, the noise is not
-        torch.manual_seed(2**32 * (start + 1) + seed)
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
+    if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
+        env.load_state_dict(checkpoint["env"])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
+        torch.manual_seed(hash((start, seed)) % 2**32)
+        env.reset(seed=torch.initial_seed())
 
     if rank == 0:
         if args.track:
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
@@ -542,7 +542,7 @@ if __name__ == "__main__":
             continue
         global_step = iteration * args.batch_size
         episodes.extend(torch.stack([b_data["episode_return"], b_data["episode_length"]], 1)[b_data["dones"]].tolist())
-        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()
+        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()  # NaN before the first end
         value_loss, aux_loss = torch.stack(v_losses).mean(0).tolist()
         entropy, inside = (torch.stack([mb[name] for mb in stats]).mean().item() for name in ("entropy", "inside"))
         outside = ((b_targets < args.v_min) | (b_targets > args.v_max)).float().mean().item() if args.hl_gauss else 0.0
@@ -559,7 +559,7 @@ if __name__ == "__main__":
             "charts/diverged": env.diverged.item(),
             "losses/value_loss": value_loss,
             "losses/aux_loss": aux_loss,
-            "losses/explained_variance": 1.0 - (errors.var() / b_targets.var()).item(),
+            "losses/explained_variance": 1.0 - (errors.var(correction=0) / b_targets.var(correction=0)).item(),
             "losses/entropy": entropy,
             "losses/alpha": alpha,
             "losses/beta": beta,
@@ -575,22 +575,23 @@ if __name__ == "__main__":
         seconds = [until - since for since, until in zip(times, times[1:])]
         metrics |= {"time/rollout": seconds[0], "time/critic": sum(seconds[1::2]), "time/actor": sum(seconds[2::2])}
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
-        progress = f"step {global_step:,}/{args.num_iterations * args.batch_size:,}"
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
-        if args.eval_freq and iteration % args.eval_freq == 0:
+        if args.eval_freq and iteration % args.eval_freq == 0 and iteration < args.num_iterations:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
-        checkpoint |= {"iteration": iteration, "episodes": [*episodes]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
         torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
         os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
 
     if rank == 0:
-        global_step = args.num_iterations * args.batch_size
+        global_step = max(start, args.num_iterations) * args.batch_size
         for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():
             writer.add_scalar(tag, value, global_step)
         writer.close()

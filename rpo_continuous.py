@@ -5,22 +5,23 @@ Not CleanRL's `rpo_continuous_action.py`, which is *Robust* Policy Optimization 
 The simulator is differentiable: one backward pass through a short rollout (BPTT) gives the gradient of the return with
 respect to every action.  SHAC spends that gradient on a single policy step.  RPO caches it and takes several:
 
-    1. Roll out H steps in N environments.  Backpropagate the return R.  Cache grad_u R of every action.
+    1. Roll out H steps in N environments; backpropagate the return R; cache its gradient with respect to every action.
     2. M times, on the same data: find the noise with which the *current* policy would have produced the stored action,
        and send the cached gradient through this new path into the policy.  Weight each sample by the importance ratio,
        drop it if the ratio has left an asymmetric interval; a KL term keeps the policy near the one that acted.
     3. Fit two critics to TD(lambda) targets.  They stand for everything that comes after the H steps.
 
     paper            code            meaning
-    s, a, r          obs, action     normalised observation, action = tanh(u), reward
-    f_theta(eps; s)  u               u = mu + sigma eps, eps ~ N(0, 1); u is stored, because atanh(a) overflows
+    H, N, A          num_steps, num_envs, num_actions
+    s, a, r          obs, tanh(u)    normalised observation, action, reward
+    f_theta(eps; s)  u               the action before tanh: u = mu + sigma eps, eps ~ N(0, 1); atanh(a) would overflow
     eps_reg          eps_reg         the noise with which the current policy produces the stored u
-    R(tau)           returns         discounted soft return; the critics' value where an episode or the rollout ends
+    R(tau)           returns         discounted return with entropy bonus; V where an episode or the rollout ends
     grad_a R         action_grads    cached with respect to u: grad_u R = (1 - a^2) grad_a R
     rho              ratio           pi_theta(a|s) / pi_old(a|s), over all action dimensions jointly
     c_low, c_high    clip_low/high   a sample counts while 1 - c_low <= rho <= 1 + c_high
     lambda_KL        kl_coef         weight of KL(pi_old || pi_theta)
-    lambda_ent, h    ent_coef        weight of the scaled entropy h, in the reward and in the loss
+    lambda_ent, h    ent_coef        weight of the entropy h: in the reward for later states, in the loss for this one
 
 Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --capture-video
          5 minutes on two CPU cores, return 12,080 (13,350 without noise; one seed)
@@ -95,7 +96,7 @@ class Args:
     num_minibatches: int = 4
     """minibatches per pass of the critics"""
     surrogate_coef: float = 1.0
-    """weight of the surrogate; --num-steps turns its mean over time into the paper's sum"""
+    """weight of the surrogate, a mean over time; the value of --num-steps makes it the paper's sum"""
     clip_low: float = 0.8
     """c_low; inf: no lower bound"""
     clip_high: float = 1.0
@@ -124,7 +125,7 @@ TASK_DEFAULTS = {
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
 }
-TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0, "learning_rate": 2e-4}  # the paper: inf and 5e-4
+TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0, "learning_rate": 2e-4}  # the paper: no limit, 5e-4
 
 
 # ALGO LOGIC: networks
@@ -188,7 +189,7 @@ class ObsNormalizer(nn.Module):
             everyone = [torch.empty_like(obs) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, obs.contiguous())
             obs = torch.cat(everyone)
-        # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
+        # merge two sets a, b with S = n var:  S = S_a + S_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
         squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
@@ -197,18 +198,17 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: RPO
 def squashed_entropy(mean, log_std):
-    """h: the entropy of tanh(u), from one sample per state, scaled so that -A/2 becomes 0 and +A/2 becomes 1."""
+    """h: the entropy of tanh(u), from one fresh sample per state, scaled: its target -A/2 becomes 0, +A/2 becomes 1."""
     u = mean + log_std.exp() * torch.randn_like(mean)
     # entropy = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
     gaussian = log_std + 0.5 * (1.0 + math.log(2.0 * math.pi))
     entropy = (gaussian + 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))).sum(-1)
-    half = 0.5 * mean.shape[-1]
-    return (entropy + half) / (2.0 * half)
+    return entropy / mean.shape[-1] + 0.5
 
 
 def limit_rows(grads, max_norm):
-    """Scale rows (..., A) down to norm max_norm. Rows that are not finite become 0: nothing is learned from them."""
+    """Scale rows (..., A) down to norm max_norm. Rows that are not finite, or whose norm is not, become 0."""
     norms = grads.norm(dim=-1, keepdim=True)
     return torch.where(norms.isfinite(), grads * (max_norm / norms).clamp(max=1.0), 0.0)
 
@@ -217,7 +217,7 @@ def rollout(env, actor, critic, normalizer, args):
     """H steps of every environment, with the graph of autograd from every action to every later reward.
 
     Returns the rollout as data, tensors (H, N, ...) without gradients; the returns R (N,); and the H actions u (N, A)
-    on which R depends.
+    on which R depends.  The rewards include the entropy; "ends" marks the last step of an episode or of the rollout.
     """
     raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
     discount, us, steps = torch.ones_like(raw_obs[:, 0]), [], []
@@ -241,7 +241,7 @@ def rollout(env, actor, critic, normalizer, args):
         data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).mean(-1))
 
     # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-    # with a new episode gamma^t starts again at 1.  Only these values have a gradient, to the last states
+    # with a new episode gamma^t starts again at 1.  These values have a gradient, into the states where they are taken
     last = data["ends"] & ~data["terminated"]
     values = torch.zeros_like(data["rewards"])
     values[last] = critic(final_obs[last]).mean(-1)
@@ -269,8 +269,8 @@ def log_ratio(u, mean, log_std, old_mean, old_log_std):
 
 
 def regenerate(u, mean, log_std):
-    """The stored u as a function of the current policy: u = f_theta(eps_reg; s) with eps_reg = f_theta^-1(u; s)."""
-    # eps_reg is a constant (eq. 10): with a gradient through it the two paths would cancel, du / dtheta = 0
+    """The stored u as a function of the policy: u = f_theta(eps_reg; s), eps_reg = f_theta^-1(u; s) (eq. 10)."""
+    # eps_reg is a constant: with a gradient through it the two paths would cancel, du / dtheta = 0
     eps_reg = ((u - mean) / log_std.exp()).detach()
     return mean + log_std.exp() * eps_reg
 
@@ -283,16 +283,16 @@ def gaussian_kl(old_mean, old_log_std, mean, log_std):
 
 
 def policy_loss(actor, data, args):
-    """The loss of one policy epoch on the full batch (H N, ...), and three diagnostics."""
+    """The loss of one policy epoch on the full batch (H * N, ...), and three diagnostics."""
     mean, log_std = actor(data["obs"])
     u = regenerate(data["u"], mean, log_std)
 
-    # rho only weights the samples and decides which of them count; the gradient flows through u alone (eq. 11)
-    with torch.no_grad():
+    # rho corrects for actions drawn by the old policy.  It and the clipping are constants: the gradient is u's (eq. 11)
+    with torch.no_grad():  # clamped, for inf * 0 is NaN
         ratio = log_ratio(data["u"], mean, log_std, data["mean"], data["log_std"]).clamp(-20.0, 20.0).exp()
         keep = (ratio >= 1.0 - args.clip_low) & (ratio <= 1.0 + args.clip_high)
 
-    # L = lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ h ]   (eq. 14)
+    # maximise lambda_surr E[ rho <grad_u R, u> ] - lambda_KL E[ KL(pi_old || pi_theta) ] + lambda_ent E[ h ]   (eq. 14)
     # The first term is linear in u: only its gradient has a meaning.  A dropped sample counts as 0 in the mean.
     surrogate = (ratio * keep * (data["action_grads"] * u).sum(-1)).mean()
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
@@ -314,17 +314,16 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (RPO, eq. 15)."""
+    """L_V: the mean over both critics of E[ (V_i(s) - G)^2 ] (RPO, eq. 15)."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
-def evaluate(actor, normalizer, args, video):
+def evaluate(actor, normalizer, args, film):
     """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
-        film = video if args.capture_video and deterministic else None
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
-        returns, lengths = envs.evaluate(env, policy, args.seed, film)
+        returns, lengths = envs.evaluate(env, policy, args.seed, film if args.capture_video and deterministic else None)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
         print(f"{tag}episodic_return {mean:.1f} +- {std:.1f}, length {length:.1f}, {len(returns)} episodes", flush=True)
         metrics |= {f"{tag}episodic_return": mean, f"{tag}return_std": std, f"{tag}episodic_length": length}
@@ -333,7 +332,7 @@ def evaluate(actor, normalizer, args, video):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__)
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
@@ -346,15 +345,15 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}
+    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
-    seed = args.seed * world_size + rank
+    seed = args.seed * world_size + rank  # of this process's environments
 
     # env setup
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
-    env.reset()
+    env.reset()  # rollout() takes the observation from env.detach()
 
     # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
     num_threads = torch.get_num_threads()
@@ -362,8 +361,7 @@ if __name__ == "__main__":
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
-    # betas and weight decay as in the code of SAPO, on which the RPO paper builds
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}  # the RPO paper's betas, SAPO's weight decay
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer}
@@ -374,28 +372,29 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, episodes = 0, deque(maxlen=100)
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        start = checkpoint["iteration"]
-        episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
-        env.load_state_dict(checkpoint["env"])
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-    elif checkpoint or rank > 0:  # the networks are the same in all processes, the noise is not
-        torch.manual_seed(2**32 * (start + 1) + seed)
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
+    if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
+        env.load_state_dict(checkpoint["env"])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
+        torch.manual_seed(hash((start, seed)) % 2**32)
+        env.reset(seed=torch.initial_seed())
 
     if rank == 0:
         if args.track:
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
@@ -406,7 +405,7 @@ if __name__ == "__main__":
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
-        # lr_k = lr (lr_end / lr)^(k / K)
+        # lr_k = lr (lr_end / lr)^(k / num_iterations)
         fraction = (iteration - 1) / args.num_iterations
         for optimizer, lr in ((actor_optimizer, args.learning_rate), (critic_optimizer, args.critic_learning_rate)):
             optimizer.param_groups[0]["lr"] = lr * (args.final_learning_rate / lr) ** fraction
@@ -461,9 +460,9 @@ if __name__ == "__main__":
             continue
         global_step = iteration * args.batch_size
         episodes.extend(torch.stack([b_data["episode_return"], b_data["episode_length"]], 1)[b_data["dones"]].tolist())
-        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()
+        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()  # NaN before the first end
         kept, ratio_max = (torch.stack([epoch[name] for epoch in stats]) for name in ("kept", "ratio_max"))
-        reused = slice(min(1, args.update_epochs - 1), None)  # the first epoch keeps everything
+        reused = slice(int(args.update_epochs > 1), None)  # the first epoch keeps everything
         sps = (iteration - start) * args.batch_size / (time.time() - start_time)
         metrics = {
             "charts/episodic_return": mean_return,
@@ -472,7 +471,7 @@ if __name__ == "__main__":
             "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
             "charts/diverged": env.diverged.item(),
             "losses/value_loss": torch.stack(v_losses).mean().item(),
-            "losses/explained_variance": 1.0 - (errors.var() / b_targets.var()).item(),
+            "losses/explained_variance": 1.0 - (errors.var(correction=0) / b_targets.var(correction=0)).item(),
             "losses/entropy": stats[0]["entropy"].item(),
             "losses/approx_kl": approx_kl.item(),
             "losses/clipfrac": 1.0 - kept.mean().item(),
@@ -486,22 +485,23 @@ if __name__ == "__main__":
         for name, since, until in zip(("rollout", "backward", "actor", "critic"), times, times[1:]):
             metrics[f"time/{name}"] = until - since
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
-        progress = f"step {global_step:,}/{args.num_iterations * args.batch_size:,}"
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
-        if args.eval_freq and iteration % args.eval_freq == 0:
+        if args.eval_freq and iteration % args.eval_freq == 0 and iteration < args.num_iterations:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
-        checkpoint |= {"iteration": iteration, "episodes": [*episodes]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
         torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
         os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
 
     if rank == 0:
-        global_step = args.num_iterations * args.batch_size
+        global_step = max(start, args.num_iterations) * args.batch_size
         for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():
             writer.add_scalar(tag, value, global_step)
         writer.close()

@@ -1,30 +1,29 @@
-"""Soft Actor-Critic (SAC) with n-step returns, arXiv 1801.01290, as run by the RPO paper. Docs: docs/sac.md
+"""Soft Actor-Critic (SAC), arXiv 1801.01290, with n-step returns. Explained in docs/sac.md.
 
-The off-policy baseline: it needs no derivative of the simulator and uses a step many times.  Every step goes into a
-replay buffer; a learned Q(s, a) of the soft return is drawn towards rewards of n steps from there plus the value of a
-slowly moving copy of itself, and the policy follows the gradient of Q with respect to the action.
+The off-policy baseline, as the RPO paper (2508.06214) runs it: without a derivative of the simulator, from old data.
+
+    1. Add some steps of N environments to a replay buffer, with noisy actions of the policy.
+    2. Several times, on a random batch of the buffer: fit two critics Q(s, a) to the rewards of the next n steps plus
+       the soft value of what comes after them, in which slowly moving copies of the critics stand for Q.
+    3. After each step of the critics: one of the policy along the gradient of the smaller Q with respect to the action,
+       and one of the temperature, the price of entropy.
 
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u) with u ~ N(mean, std^2), reward
     D                replay           the last buffer_size steps, with the true successor of each
-    Q_theta_i        critic           two of them; the smaller one counts
-    Q_theta_i bar    target_critic    the copies: Qbar <- (1 - tau) Qbar + tau Q after every update
-    alpha, H bar     alpha            price of entropy, and the target -A/2 that it adapts to
-    y                targets          sum of gamma^i r over at most n steps, plus gamma^k times the soft value there
+    Q_1, Q_2         critic           the smaller one counts
+    Qbar_1, Qbar_2   target_critic    their copies: Qbar <- (1 - tau) Qbar + tau Q after every update
+    y                targets          discounted rewards of k <= n steps, plus gamma^k times the soft value after them
+    alpha            temperature      price of entropy; it keeps H = E[ -log pi(a|s) ] near H bar = -A/2
 
 Try:     python sac_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
 Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472
-         return 1,730, and 2,520 with the deterministic policy (one seed); it is still changing a lot
-Resume:  python sac_continuous.py --checkpoint runs/<run>/checkpoint.pt
-Share:   torchrun --nproc-per-node 2 sac_continuous.py ... divides the environments among two processes, or GPUs
+         with --learning-rate 5e-4: return 1,730 (2,520 without noise; one seed), still changing a lot
 """
 
-import contextlib
 import copy
-import csv
 import math
 import os
-import random
 import signal
 import sys
 import time
@@ -32,14 +31,13 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import tyro
-import warp as wp
-from PIL import Image
+from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import softplus
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -51,40 +49,28 @@ class Args:
     """the name of this experiment"""
     seed: int = 1
     """seed of the networks, the noise and the environments"""
-    torch_deterministic: bool = True
-    """ask cuDNN for deterministic algorithms"""
     cuda: bool = True
     """use a GPU if there is one"""
     track: bool = False
-    """log to Weights and Biases as well (needs the wandb package)"""
-    wandb_project_name: str = "cleanRL"
-    """the wandb project"""
-    wandb_entity: str | None = None
-    """the wandb team"""
-    compile: bool = False
-    """fuse the operations of the losses with torch.compile; needs a C++ compiler and a longer first iteration"""
-    cudagraphs: bool = False
-    """--compile with mode reduce-overhead: the fused operations as CUDA graphs; not yet run on a GPU"""
-    save_model: bool = False
-    """write the actor and the observation normaliser to runs/{run_name}/{exp_name}.cleanrl_model at the end"""
-    capture_video: bool = False
-    """write a video of one deterministic episode to the run folder at every evaluation, the final one included"""
+    """log to Weights and Biases too; WANDB_PROJECT and WANDB_ENTITY name the project and the team"""
     checkpoint: str | None = None
-    """continue the run of this checkpoint.pt; flags given beside it override the saved ones"""
+    """continue the run that wrote this checkpoint.pt, with its flags except those given again"""
     checkpoint_freq: int = 200
     """iterations between checkpoints, which hold the replay buffer"""
     eval_only: bool = False
     """evaluate the policy of --checkpoint and stop"""
     eval_freq: int = 0
-    """iterations between evaluations; 0 evaluates at the end only"""
+    """iterations between evaluations; 0: only one at the end"""
     num_eval_envs: int = 128
-    """episodes per evaluation, one per environment"""
+    """episodes per evaluation, one in each environment"""
+    capture_video: bool = False
+    """film one deterministic episode at every evaluation"""
 
     # Algorithm specific arguments
     env_id: Literal[envs.ENV_IDS] = "hopper"
     """the task"""
     total_timesteps: int | None = None
-    """environment steps over all environments, rounded down to whole rollouts; default: the task's"""
+    """environment steps, summed over all environments; default: the task's"""
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
@@ -93,20 +79,20 @@ class Args:
     """environment steps with uniformly random actions before the first update"""
     buffer_size: int = 1_000_000
     """steps in the replay buffer, over all environments"""
-    num_updates: int | None = None
-    """updates after every num_steps steps; default: the task's"""
-    batch_size: int | None = None
-    """steps drawn from the buffer for one update; default: the task's"""
-    num_nsteps: int | None = None
-    """n, longest sum of rewards in a target; default: the task's"""
-    learning_rate: float | None = None
-    """of the actor; default: the task's"""
+    num_updates: int = 32
+    """updates after every num_steps steps"""
+    batch_size: int = 512
+    """steps drawn from the buffer for one update"""
+    num_nsteps: int = 3
+    """n, longest sum of rewards in a target"""
+    learning_rate: float = 5e-5
+    """of the actor; low, because every iteration makes num_updates steps"""
     critic_learning_rate: float = 5e-4
     """of the critics"""
     gamma: float = 0.99
     """discount factor"""
-    tau: float | None = None
-    """share of the critics that the target critics take over at every update; default: the task's"""
+    tau: float = 0.05
+    """share of the critics that the target critics take over at every update"""
     autotune: bool = True
     """adapt alpha to keep the entropy near -A/2; --no-autotune keeps it fixed"""
     alpha: float = 1.0
@@ -114,25 +100,22 @@ class Args:
     alpha_learning_rate: float = 5e-3
     """of log alpha"""
     max_grad_norm: float = 0.5
-    """gradients are scaled down to this norm"""
+    """the gradients of the actor, the critics and log alpha are scaled down to this norm"""
 
     # to be filled in runtime
-    rollout_size: tyro.conf.Suppress[int] = 0
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the RPO paper's settings (appendix G.1) for the two tasks it ran
+# appendix G.1 of the RPO paper, which runs SAC on two tasks; the others have the defaults above, and more updates
 PAPER = {"total_timesteps": 10_000_000, "num_updates": 8, "batch_size": 2048}
-OURS = {"num_envs": 64, "num_updates": 32, "batch_size": 512, "num_nsteps": 3, "learning_rate": 5e-4, "tau": 0.05}
 TASK_DEFAULTS = {
     "anymal": PAPER | {"num_envs": 128, "num_nsteps": 10, "learning_rate": 2e-3, "tau": 0.6},
     "humanoid": PAPER | {"num_envs": 64, "num_nsteps": 3, "learning_rate": 5e-4, "tau": 0.2},
-    # not in the paper: four times as many updates for the same steps, on smaller batches
-    "hopper": OURS | {"total_timesteps": 5_000_000},
-    "ant": OURS | {"total_timesteps": 5_000_000},
-    "cheetah": OURS | {"total_timesteps": 5_000_000},
-    "cartpole": OURS | {"total_timesteps": 500_000},
-    "hand_reorient": OURS | {"total_timesteps": 4_096_000},
+    "hopper": {"total_timesteps": 5_000_000, "num_envs": 64},
+    "ant": {"total_timesteps": 5_000_000, "num_envs": 64},
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 64},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 64},
+    "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64},
 }
 
 
@@ -151,7 +134,7 @@ def mlp(num_inputs):
 
 
 class Actor(nn.Module):
-    """Gaussian over the pre-tanh action u with a standard deviation that depends on the state; action = tanh(u)."""
+    """Gaussian over u with a state-dependent standard deviation; the action is tanh(u)."""
 
     def __init__(self, num_obs, num_actions):
         super().__init__()
@@ -162,6 +145,10 @@ class Actor(nn.Module):
     def forward(self, obs):
         features = self.trunk(obs)
         return self.mean(features), self.log_std(features).clamp(-5.0, 2.0)
+
+    def act(self, obs, deterministic=False):
+        mean, log_std = self(obs)
+        return torch.tanh(mean if deterministic else mean + log_std.exp() * torch.randn_like(mean))
 
 
 class Critic(nn.Module):
@@ -189,7 +176,7 @@ class Temperature(nn.Module):
 
 
 class ObsNormalizer(nn.Module):
-    """Running mean m and variance v of the observations, x -> (x - m) / sqrt(v + 1e-5). Saved with the model."""
+    """x -> (x - mean) / sqrt(var + 1e-5), with the mean and variance of all observations so far."""
 
     def __init__(self, num_obs):
         super().__init__()
@@ -200,16 +187,20 @@ class ObsNormalizer(nn.Module):
     def forward(self, obs):
         return (obs - self.mean.float()) / torch.sqrt(self.var + 1e-5).float()
 
-    @torch.no_grad()  # statistics of the data, constants for every gradient
+    @torch.no_grad()  # statistics are constants for every gradient
     def update(self, obs):
-        # join two sets: M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b), where M = n v (Chan et al. 1979)
+        if dist.is_initialized():  # the rows of all processes
+            everyone = [torch.empty_like(obs) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, obs.contiguous())
+            obs = torch.cat(everyone)
+        # merge two sets a, b with S = n var:  S = S_a + S_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
-        squares = self.var * self.count + obs.var(0, correction=min(1, n - 1)) * n + delta**2 * self.count * n / total
+        squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
         self.mean, self.var, self.count = self.mean + delta * n / total, squares / total, total
 
 
-# ALGO LOGIC: the parts of SAC
+# ALGO LOGIC: SAC
 class Replay:
     """The last steps of every environment, in order: a ring of `rows` steps, each (N, ...), on the device."""
 
@@ -229,11 +220,10 @@ class Replay:
         self.count += 1
 
     def sample(self, batch_size, n, gamma):
-        """Windows of at most n steps from random places, as a batch (B, ...).
+        """Windows of k <= n steps from random places, as a batch (B, ...).
 
+        obs and action are those of the first step, next_obs and terminated those of the last, discount is gamma^k.
         A window stops after a step that ended its episode, and at the newest step: it never mixes two episodes.
-        Returns obs and action of its first step, the discounted sum of its rewards, the true successor of its last
-        step, whether that step was a fall, and gamma^k for its k steps.
         """
         device = self.data["reward"].device
         env = torch.randint(self.num_envs, (batch_size,), device=device)
@@ -258,14 +248,29 @@ class Replay:
         return {"count": self.count} | {name: column[: len(self)].clone() for name, column in self.data.items()}
 
     def load_state_dict(self, state):
-        length = min(state["count"], self.rows)
-        for name, column in self.data.items():
-            if state[name].shape != (length, *column.shape[1:]):
-                shapes = f"{(length, *column.shape[1:])}, got {tuple(state[name].shape)}"
-                raise ValueError(f"replay: expected {name} of shape {shapes}")
         self.count = state["count"]
         for name, column in self.data.items():
-            column[:length] = state[name]
+            # of several processes only the first saves its steps: if their number changes, some get lost or come twice
+            column[: len(self)] = state[name][:, torch.arange(self.num_envs) % state[name].shape[1]]
+
+
+@torch.no_grad()  # the steps are data: SAC needs no derivative of the simulator
+def collect(env, actor, normalizer, replay, args):
+    """H = num_steps steps of every environment into the buffer. Returns what the log needs, tensors (H, N, ...)."""
+    raw_obs, steps = env.detach(), []
+    for _ in range(args.num_steps):
+        if replay.count * args.num_envs < args.learning_starts:
+            action = 2.0 * torch.rand(len(raw_obs), env.num_actions, device=raw_obs.device) - 1.0
+        else:
+            action = actor.act(normalizer(raw_obs))
+        next_obs, reward, terminated, truncated, infos = env.step(action)
+        # raw observations: a batch is normalised when it is drawn, with the statistics of that time
+        step = {"obs": raw_obs, "action": action, "reward": reward, "next_obs": infos["final_obs"]}
+        replay.add(**step, terminated=terminated, truncated=truncated)
+        step = {"raw_obs": raw_obs, "dones": terminated | truncated}
+        steps.append(step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]})
+        raw_obs = next_obs
+    return {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
 
 
 def squashed_log_prob(u, mean, log_std):
@@ -280,25 +285,6 @@ def sample_action(actor, obs):
     mean, log_std = actor(obs)
     u = mean + log_std.exp() * torch.randn_like(mean)
     return torch.tanh(u), squashed_log_prob(u, mean, log_std)
-
-
-@torch.no_grad()  # the steps are data: SAC needs no derivative of the simulator
-def collect(env, actor, normalizer, replay, args):
-    """num_steps steps of every environment into the buffer; the return and length of every episode that ended."""
-    raw_obs, episodes = env.detach(), []
-    for _ in range(args.num_steps):
-        if replay.count * args.num_envs < args.learning_starts:
-            action = 2.0 * torch.rand(len(raw_obs), env.num_actions, device=raw_obs.device) - 1.0
-        else:
-            action, _ = sample_action(actor, normalizer(raw_obs))
-        next_raw_obs, reward, terminated, truncated, infos = env.step(action)
-        step = {"obs": raw_obs, "action": action, "reward": reward, "next_obs": infos["final_obs"]}
-        replay.add(**step, terminated=terminated, truncated=truncated)  # the observations as they are, not normalised
-        normalizer.update(gather(raw_obs))
-        raw_obs = next_raw_obs
-        episodes.append(torch.stack([infos["_episode"], infos["episode"]["r"], infos["episode"]["l"]], dim=1))
-    episodes = torch.cat(episodes)  # of which some have ended; asked once, because the host waits for a GPU's answer
-    return episodes[episodes[:, 0] == 1.0, 1:].tolist()
 
 
 @torch.no_grad()  # a target is a number: Q is drawn towards it, not it towards Q
@@ -316,7 +302,7 @@ def critic_loss(critic, batch, targets):
 
 
 def policy_loss(actor, critic, obs, alpha):
-    """L_pi = E[ alpha log pi(a|s) - min_i Q_i(s, a) ] with a fresh action, and the entropy -E[log pi]."""
+    """L_pi = E[ alpha log pi(a|s) - min_i Q_i(s, a) ] with a fresh action, and the entropy -E[ log pi ]."""
     action, log_prob = sample_action(actor, obs)
     return (alpha * log_prob - critic(obs, action).amin(-1)).mean(), -log_prob.detach().mean()
 
@@ -326,291 +312,52 @@ def temperature_loss(alpha, entropy, num_actions):
     return alpha * (entropy + 0.5 * num_actions)
 
 
-# Numbers that are not finite
-class TrainingFailed(Exception):
-    pass
-
-
-def clipped_step(optimizer, max_grad_norm):
-    """One step, the gradient scaled down to max_grad_norm. Returns the norm before, and whether the step was made."""
-    parameters = optimizer.param_groups[0]["params"]
-    average([p.grad for p in parameters])  # of equal shares of the batch: the gradient of the whole batch
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    usable = norm <= 1e6  # NaN is not
-    if usable:
-        optimizer.step()
-    return norm, usable
-
-
-def count_failures(failures, quantity, usable):
-    """usable: whether `quantity` was finite, each time in this iteration. Ten hopeless iterations end the run."""
-    failures["skipped"] += len(usable) - sum(usable)
-    failures[quantity] = 0 if any(usable) else failures[quantity] + 1
-    if failures[quantity] == 10:
-        raise TrainingFailed(f"{quantity} was not finite (or above 1e6) in ten iterations in a row")
-
-
-# Data-parallel: `torchrun --nproc-per-node K` starts K processes, each with its share of the environments
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LAUNCHER = "python" if WORLD_SIZE == 1 else f"torchrun --nproc-per-node {WORLD_SIZE}"
-
-
-def communicate(collective, *args):
-    """Call an operation of torch.distributed in which every process takes part."""
-    try:
-        collective(*args)
-    except RuntimeError as error:  # gloo raises it at once when a connection breaks; with nccl torchrun ends the others
-        raise TrainingFailed(f"another process of this run has ended or cannot be reached ({error})") from error
-
-
-def average(tensors):
-    """Replace every tensor by its mean over the processes, in place."""
-    if WORLD_SIZE > 1:
-        flat = torch.cat([x.flatten() for x in tensors])
-        communicate(dist.all_reduce, flat)
-        for x, mean in zip(tensors, (flat / WORLD_SIZE).split([x.numel() for x in tensors])):
-            x.copy_(mean.view_as(x))
-
-
-def gather(rows):
-    """The rows (n, ...) of all K processes, (K n, ...): the same tensor in each of them."""
-    if WORLD_SIZE == 1:
-        return rows
-    everyone = rows.new_empty(WORLD_SIZE * len(rows), *rows.shape[1:])
-    communicate(dist.all_gather, list(everyone.chunk(WORLD_SIZE)), rows.contiguous())
-    return everyone
-
-
-def gather_shares(share):
-    """What each process has to save, in a list; None everywhere but in process 0, which saves it."""
-    shares = [share] * WORLD_SIZE if RANK == 0 else None
-    if WORLD_SIZE > 1:
-        communicate(dist.gather_object, share, shares)
-    return shares
-
-
-def first_signal(received, device):
-    """The number of a signal that reached one of the processes, or 0: they all stop after the same iteration."""
-    return gather(torch.tensor([received[0] if received else 0], device=device)).max().item()
-
-
-# Evaluation
-@torch.no_grad()  # an evaluation learns nothing
-def evaluate(actor, normalizer, args, deterministic, frames=None):
-    """The first whole episode of every evaluation environment: undiscounted returns and lengths (num_eval_envs,).
-
-    frames: a list that takes a picture of the first environment at every second step of that episode.
-    """
-    device = normalizer.mean.device
-    env = envs.make(args.env_id, num_envs=args.num_eval_envs, device=device, seed=args.seed + 1_000_000)
-    noise = torch.Generator(device).manual_seed(args.seed)  # of its own: training must not notice an evaluation
-    obs, _ = env.reset()
-    results = torch.zeros(args.num_eval_envs, 2, device=device)
-    finished = torch.zeros(args.num_eval_envs, dtype=torch.bool, device=device)
-    for t in range(env.max_episode_steps):
-        if frames is not None and t % 2 == 0 and not finished[0]:
-            frames.append(env.render())  # before the step, which may reset the environment; 30 a second
-        mean, log_std = actor(normalizer(obs))
-        eps = torch.randn(mean.shape, generator=noise, device=device)
-        try:
-            _, _, _, _, infos = env.step(torch.tanh(mean if deterministic else mean + log_std.exp() * eps))
-            obs = env.detach()  # the same observation; on CUDA it is here that the environment refuses
-        except ValueError as error:  # the environment refuses an action that is not a number
-            raise TrainingFailed(error) from error
-        first = infos["_episode"] & ~finished
-        results[first] = torch.stack([infos["episode"]["r"], infos["episode"]["l"]], dim=1)[first]
-        finished |= first
-        if finished.all():
-            break
-    env.close()
-    return results.unbind(1)
-
-
-def report_evaluation(actor, normalizer, args, video_path):
-    """Evaluate both policies and print; video_path is without its suffix."""
-    metrics, frames = {}, [] if args.capture_video else None
-    for kind, prefix in (("stochastic", "eval/"), ("deterministic", "eval/deterministic_")):
-        filmed = frames if kind == "deterministic" else None
-        returns, lengths = evaluate(actor, normalizer, args, kind == "deterministic", filmed)
+def evaluate(actor, normalizer, args, film):
+    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
+    for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
+        policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
+        returns, lengths = envs.evaluate(env, policy, args.seed, film if args.capture_video and deterministic else None)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
-        metrics |= {prefix + "episodic_return": mean, prefix + "return_std": std, prefix + "episodic_length": length}
-        extremes = f"min {returns.min():.1f}, max {returns.max():.1f}"
-        tell(f"eval {kind}: return {mean:.1f} +- {std:.1f} ({extremes}), length {length:.1f}, {len(returns)} episodes")
-    if frames:
-        tell(f"video of one deterministic episode: {write_video(frames, video_path)}")
+        print(f"{tag}episodic_return {mean:.1f} +- {std:.1f}, length {length:.1f}, {len(returns)} episodes", flush=True)
+        metrics |= {f"{tag}episodic_return": mean, f"{tag}return_std": std, f"{tag}episodic_length": length}
+    env.close()
     return metrics
 
 
-def write_video(frames, path, fps=30):
-    """An mp4 where imageio-ffmpeg is installed, else an animated WebP."""
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        first, *others = (Image.fromarray(frame) for frame in frames)
-        duration = round(1000 / fps)  # ms per frame
-        first.save(path + ".webp", save_all=True, append_images=others, duration=duration, loop=0, quality=50)
-        return path + ".webp"
-    height, width, _ = frames[0].shape
-    writer = imageio_ffmpeg.write_frames(path + ".mp4", (width, height), fps=fps)
-    writer.send(None)  # starts the generator
-    for frame in frames:
-        writer.send(frame)
-    writer.close()
-    return path + ".mp4"
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: what came after the last checkpoint is lost
+    limits = {"batch_size": (1, 10**9), "learning_starts": (0, 10**9), "tau": (0.0, 1.0), "alpha": (1e-12, math.inf)}
+    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed=("buffer_size",), **limits)
+    rollout_size = args.num_envs * args.num_steps
+    args.num_iterations = args.total_timesteps // rollout_size
+    run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = os.path.dirname(os.path.abspath(args.checkpoint)) if checkpoint else run_dir
+    use_cuda = args.cuda and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
 
-
-# Arguments, checkpoints and logs
-def usage_error(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def parse_args():
-    """The command line, on top of the arguments in the checkpoint if one is given, on top of the task's defaults."""
-    args, state = tyro.cli(Args), None
-    if args.checkpoint:
-        try:
-            state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-            if state["script"] != os.path.basename(__file__):
-                raise ValueError(f"it was written by {state['script']}")
-            saved = Args(**state["args"])
-        except Exception as error:  # whatever torch.load makes of a file that is not a checkpoint
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            usage_error(f"--checkpoint: expected a checkpoint.pt of this script, got {args.checkpoint!r} ({reason})")
-        args = tyro.cli(Args, default=saved)
-    elif args.eval_only:
-        usage_error("--eval-only: expected --checkpoint with the run to evaluate, got none")
-    for name, value in TASK_DEFAULTS[args.env_id].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.rollout_size = args.num_envs * args.num_steps
-    if args.num_envs % WORLD_SIZE:
-        usage_error(f"--num-envs: expected a multiple of the {WORLD_SIZE} processes, got {args.num_envs}")
-    if args.batch_size % WORLD_SIZE:
-        usage_error(f"--batch-size: expected a multiple of the {WORLD_SIZE} processes, got {args.batch_size}")
-    at_least = dict.fromkeys("num_envs num_steps num_updates batch_size num_nsteps num_eval_envs".split(), 1)
-    at_least |= dict.fromkeys("seed gamma tau eval_freq learning_starts".split(), 0)
-    at_least |= dict.fromkeys("learning_rate critic_learning_rate alpha alpha_learning_rate".split(), 1e-12)
-    at_least |= {"checkpoint_freq": 1, "max_grad_norm": 1e-12, "total_timesteps": args.rollout_size}
-    at_least["buffer_size"] = args.num_envs * args.num_nsteps
-    at_most = {"seed": 2**32 - 1, "gamma": 1, "tau": 1}
-    for name, low in at_least.items():
-        high = at_most.get(name, 10**12)
-        if not low <= getattr(args, name) <= high:  # NaN and infinity fail too
-            usage_error(f"--{name.replace('_', '-')}: expected {low} to {high}, got {getattr(args, name)}")
-    args.num_iterations = args.total_timesteps // args.rollout_size
-    return args, state
-
-
-def create_run_dir(args):
-    stamp = int(time.time())
-    while True:
-        run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{stamp}"
-        try:
-            os.makedirs(run_dir)
-            return run_dir
-        except FileExistsError:  # another run has started in the same second
-            stamp += 1
-
-
-def save_atomically(state, path):
-    """Write beside the file and rename: whenever the process is killed, `path` holds one whole checkpoint."""
-    try:
-        with open(path + ".tmp", "wb") as file:
-            torch.save(state, file)
-        os.replace(path + ".tmp", path)
-    except (OSError, RuntimeError) as error:  # torch.save reports some failed writes as the latter
-        with contextlib.suppress(OSError):
-            os.remove(path + ".tmp")
-        raise TrainingFailed(f"cannot write {path}, which is left as it was ({error})") from error
-
-
-COLUMNS = """global_step wall_s episodic_return episodic_length SPS learning_rate diverged value_loss
-    entropy alpha q_value actor_grad_norm critic_grad_norm skipped_updates time_rollout time_actor time_critic
-    eval_episodic_return eval_return_std eval_episodic_length
-    eval_deterministic_episodic_return eval_deterministic_return_std eval_deterministic_episodic_length""".split()
-
-
-class Logger:
-    """TensorBoard events, and metrics.csv with a line per iteration and a last one for the final evaluation."""
-
-    def __init__(self, run_dir, args, global_step):
-        self.writer = SummaryWriter(run_dir, purge_step=global_step + 1)
-        table = "\n".join(f"|{key}|{value}|" for key, value in asdict(args).items())
-        self.writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        self.path, rows = os.path.join(run_dir, "metrics.csv"), []
-        if os.path.exists(self.path):  # a resumed run does again what came after its checkpoint
-            with open(self.path, newline="") as file:
-                rows = [
-                    row for row in csv.DictReader(file) if row.get("SPS") and int(row["global_step"]) <= global_step
-                ]
-        with open(self.path + ".tmp", "w", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writeheader()
-        self._append(self.path + ".tmp", rows)
-        os.replace(self.path + ".tmp", self.path)
-
-    def write(self, global_step, wall, metrics):
-        row = {"global_step": str(global_step), "wall_s": f"{wall:.2f}"}
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, global_step)
-            row[tag.replace("charts/", "").replace("losses/", "").replace("/", "_")] = f"{value:.7g}"
-        self._append(self.path, [row])
-
-    def _append(self, path, rows):
-        with open(path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, restval="").writerows(rows)
-
-
-def tell(text, end="\n"):
-    """Print, even after Ctrl-C has ended the `tee` that was reading: the checkpoint is still to be written."""
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def print_progress(args, global_step, metrics):
-    total = args.num_iterations * args.rollout_size
-    seconds = int((total - global_step) / metrics["charts/SPS"])
-    line = (
-        f"step {global_step:,}/{total:,} ({100 * global_step / total:.0f} %)  SPS {metrics['charts/SPS']:,.0f}  "
-        f"ETA {seconds // 60}:{seconds % 60:02d}  return {metrics['charts/episodic_return']:.1f}  "
-        f"length {metrics['charts/episodic_length']:.0f}"
-    )
-    tell("\r\033[K" + line if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n")
-
-
-def main():
-    args, state = parse_args()
-    device = torch.device("cpu")
-    if torch.cuda.is_available() and args.cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        if device.index >= torch.cuda.device_count():
-            usage_error(
-                f"--nproc-per-node: expected at most one process per GPU, {torch.cuda.device_count()}, got more"
-            )
-        torch.cuda.set_device(device)
-    if WORLD_SIZE > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.cudagraphs and not args.eval_only and device.type != "cuda":
-        usage_error("--cudagraphs: expected a CUDA device, got the CPU")
-    if RANK > 0:
-        sys.stdout = open(os.devnull, "w")  # process 0 reports, evaluates and writes files
-    wp.config.log_level = wp.LOG_WARNING  # no banner
+    # torchrun --nproc-per-node K starts K of these processes, each with its share of the environments; rank 0 reports
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    refuse, window = envs.command_line.refuse, args.num_envs * args.num_nsteps
+    if args.buffer_size < window:
+        refuse("buffer_size", f"expected {window}, n steps of every environment, or more, got {args.buffer_size}")
+    if args.batch_size % world_size:
+        refuse("batch_size", f"expected a multiple of the {world_size} processes, got {args.batch_size}")
+    if world_size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
-    random.seed(args.seed)
-    np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
+    seed = args.seed * world_size + rank  # of this process's environments
 
     # env setup
-    print(f"{args.env_id} on {device}; the first start compiles the simulator (a few seconds)", flush=True)
-    seed = args.seed * WORLD_SIZE + RANK
-    env = envs.make(args.env_id, num_envs=args.num_envs // WORLD_SIZE, device=device, seed=seed)
-    env.reset()
+    env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
+    env.reset()  # collect() takes the observation from env.detach()
 
-    # agent setup
+    # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs, num_actions).to(device)
     target_critic, normalizer = copy.deepcopy(critic), ObsNormalizer(num_obs).to(device)
@@ -619,207 +366,145 @@ def main():
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, fused=True)
     alpha_optimizer = torch.optim.AdamW(temperature.parameters(), lr=args.alpha_learning_rate, fused=True)
-    modules = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
-    modules |= {"temperature": temperature, "actor_optimizer": actor_optimizer}
-    modules |= {"critic_optimizer": critic_optimizer, "alpha_optimizer": alpha_optimizer}
-    if RANK > 0:
-        # all have drawn the same networks; from here on each draws noise of its own, and not the numbers of its resets
-        torch.manual_seed(2**32 + seed)
-    iteration, global_step, wall_before, finished_episodes = 0, 0, 0.0, deque(maxlen=100)
-    quantities = ("the gradient of the actor", "the gradient of the critic")
-    failures = {"skipped": 0} | dict.fromkeys(quantities, 0)
+    parts = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
+    parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
+    parts |= {"temperature": temperature, "alpha_optimizer": alpha_optimizer}
+    torch.set_num_threads(num_threads)
+    if world_size > 1:  # every backward() leaves the mean of all processes' gradients
+        for parameter in (*actor.parameters(), *critic.parameters(), *temperature.parameters()):
+            parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
-    if state is not None:
-        try:
-            for name in ("actor", "normalizer") if args.eval_only else modules:
-                modules[name].load_state_dict(state[name])
-            if not args.eval_only:
-                if len(state["shares"]) != WORLD_SIZE:
-                    raise ValueError(f"it was written by {len(state['shares'])} process(es), not {WORLD_SIZE}")
-                share = state["shares"][RANK]
-                env.load_state_dict(share["env"])
-                replay.load_state_dict(share["replay"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            expected = f"one of {args.env_id} with {args.num_envs} environments on {device.type}"
-            usage_error(f"--checkpoint: expected {expected}, got {args.checkpoint!r} ({error})")
-        if args.eval_only:
-            folder = os.path.dirname(args.checkpoint)
-            if RANK == 0:
-                report_evaluation(actor, normalizer, args, os.path.join(folder, f"video-{state['global_step']}"))
-            return 0
-        torch.set_rng_state(share["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(share["cuda_rng"])
-        iteration, global_step, wall_before = state["iteration"], state["global_step"], state["wall_s"]
-        finished_episodes.extend(state["finished_episodes"])
-        failures = state["failures"]
-        # a flag beside --checkpoint wins over the settings that came with the optimisers
+    # resume
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
+    if checkpoint:
+        for name, part in parts.items():
+            if name != "temperature" or args.alpha == checkpoint["args"]["alpha"]:  # a new --alpha wins
+                part.load_state_dict(checkpoint[name])
+    if args.eval_only:
+        if rank == 0:
+            evaluate(actor, normalizer, args, f"{run_dir}/video-{start * rollout_size}")
+        sys.exit()
+    if checkpoint:
+        replay.load_state_dict(checkpoint.pop("replay"))  # popped: it is as large as the buffer
+    if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
+        env.load_state_dict(checkpoint["env"])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
+        torch.manual_seed(hash((start, seed)) % 2**32)
+        env.reset(seed=torch.initial_seed())
+
+    if rank == 0:
+        if args.track:
+            import wandb
+
+            wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        writer = SummaryWriter(run_dir, purge_step=start * rollout_size + 1)
+        table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
+        writer.add_text("hyperparameters", table)
+        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
+        if start >= args.num_iterations:
+            print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
+
+    # TRY NOT TO MODIFY: start the game
+    start_time = time.time()
+    for iteration in range(start + 1, args.num_iterations + 1):
         actor_optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
         alpha_optimizer.param_groups[0]["lr"] = args.alpha_learning_rate
-        state = share = None  # with them goes the second copy of the replay buffer
-    run_dir = os.path.dirname(args.checkpoint or "") or "."
-    if RANK == 0 and not args.checkpoint:
-        run_dir = create_run_dir(args)
-    checkpoint_path = os.path.join(run_dir, "checkpoint.pt")
-    if args.track and RANK == 0:
-        import wandb
 
-        options = {"sync_tensorboard": True, "config": asdict(args), "save_code": True}
-        wandb.init(project=args.wandb_project_name, entity=args.wandb_entity, name=os.path.basename(run_dir), **options)
-    logger = Logger(run_dir, args, global_step) if RANK == 0 else None
-    print("\n".join(f"  {key}: {value}" for key, value in asdict(args).items()))
-    print(f"run folder {run_dir}", flush=True)
+        # ALGO LOGIC: steps of every environment into the replay buffer
+        times = [time.time()]
+        torch.set_num_threads(1)  # torch's other threads would take the cores from the simulator's
+        data = collect(env, actor, normalizer, replay, args)
+        torch.set_num_threads(num_threads)
+        normalizer.update(data["raw_obs"].flatten(0, 1))
+        times.append(time.time())
 
-    def save_checkpoint():
-        checkpoint = {name: module.state_dict() for name, module in modules.items()}
+        # ALGO LOGIC: updates of the critics, the policy, the temperature and the target critics
+        old_actor, stats = copy.deepcopy(actor), []
+        for _ in range(args.num_updates if replay.count * args.num_envs >= args.learning_starts else 0):
+            batch = replay.sample(args.batch_size // world_size, args.num_nsteps, args.gamma)
+            batch["obs"], batch["next_obs"] = normalizer(batch["obs"]), normalizer(batch["next_obs"])
+            alpha = temperature().detach()  # a constant for the critics and the policy; it has a loss of its own
+            targets = nstep_targets(actor, target_critic, batch, alpha)
+            v_loss = critic_loss(critic, batch, targets)
+            critic_optimizer.zero_grad()
+            v_loss.backward()
+            critic_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            critic_optimizer.step()
+            times.append(time.time())
+
+            loss, entropy = policy_loss(actor, critic, batch["obs"], alpha)
+            actor_optimizer.zero_grad()
+            loss.backward(inputs=[*actor.parameters()])  # the critics' weights are constants here
+            actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+            actor_optimizer.step()
+            if args.autotune:
+                alpha_optimizer.zero_grad()
+                temperature_loss(temperature(), entropy, num_actions).backward()
+                clip_grad_norm_(temperature.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                alpha_optimizer.step()
+
+            with torch.no_grad():  # the target critics are not learned: Qbar <- (1 - tau) Qbar + tau Q
+                for slow, weight in zip(target_critic.parameters(), critic.parameters()):
+                    slow.lerp_(weight, args.tau)
+            stats.append({"value_loss": v_loss.detach(), "q_value": targets.mean(), "entropy": entropy})
+            stats[-1] |= {"actor_grad_norm": actor_norm, "critic_grad_norm": critic_norm}
+            times.append(time.time())
+        with torch.no_grad():  # for the log: KL(old policy || new policy), how far these updates have moved it
+            obs = normalizer(data["raw_obs"])
+            old, new = (Normal(mean, log_std.exp()) for mean, log_std in (old_actor(obs), actor(obs)))
+            approx_kl = kl_divergence(old, new).sum(-1).mean()
+
+        # TRY NOT TO MODIFY: log data
+        if rank > 0:
+            continue
+        global_step = iteration * rollout_size
+        episodes.extend(torch.stack([data["episode_return"], data["episode_length"]], -1)[data["dones"]].tolist())
+        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()  # NaN before the first end
+        sps = (iteration - start) * rollout_size / (time.time() - start_time)
+        seconds = [until - since for since, until in zip(times, times[1:])]
+        metrics = {
+            "charts/episodic_return": mean_return,
+            "charts/episodic_length": mean_length,
+            "charts/SPS": sps,
+            "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
+            "charts/diverged": env.diverged.item(),
+            "losses/alpha": temperature().item(),
+            "losses/approx_kl": approx_kl.item(),
+            "time/rollout": seconds[0],
+            "time/critic": sum(seconds[1::2]),  # critics and actor take turns
+            "time/actor": sum(seconds[2::2]),
+        }
+        for name in stats[0] if stats else ():  # there are no updates while the actions are random
+            metrics[f"losses/{name}"] = torch.stack([update[name] for update in stats]).mean().item()
+        left = (args.num_iterations - iteration) * rollout_size / sps / 60
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
+        print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
+        if args.eval_freq and iteration % args.eval_freq == 0 and iteration < args.num_iterations:
+            metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
+
+        if iteration % args.checkpoint_freq and iteration < args.num_iterations:
+            continue
+        checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env, "replay": replay}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
-        checkpoint |= {"iteration": iteration, "global_step": global_step, "wall_s": wall()}
-        checkpoint |= {"finished_episodes": list(finished_episodes), "failures": failures}
-        # what each process has of its own
-        share = {"env": env.state_dict(), "replay": replay.state_dict(), "rng": torch.get_rng_state()}
-        share["cuda_rng"] = torch.cuda.get_rng_state() if device.type == "cuda" else None
-        checkpoint["shares"] = gather_shares(share)
-        if RANK == 0:
-            save_atomically(checkpoint, checkpoint_path)
+        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
+        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
+        del checkpoint  # and with it the copy of the replay buffer
 
-    def wall():
-        return wall_before + time.time() - start_time
-
-    # the first Ctrl-C or SIGTERM lets the iteration finish, the second ends the process at once
-    received = []
-
-    def on_signal(number, frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError):  # not print(), which may just have been interrupted itself
-            os.write(2, b"\nstopping after this iteration; again to stop at once\n")
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-
-    losses = (policy_loss, critic_loss)
-    if args.compile or args.cudagraphs:
-        losses = [torch.compile(loss, mode="reduce-overhead" if args.cudagraphs else "default") for loss in losses]
-    policy_loss_fn, critic_loss_fn = losses
-
-    # TRY NOT TO MODIFY: start the game
-    num_threads = torch.get_num_threads()
-    start_time, start_step = time.time(), global_step
-    try:
-        while global_step + args.rollout_size <= args.total_timesteps and not first_signal(received, device):
-            iteration += 1
-            # ALGO LOGIC: steps of every environment into the replay buffer
-            time_0 = time.time()
-            torch.set_num_threads(1)  # the batches are small: more threads would spin on the simulator's cores
-            try:
-                finished_episodes.extend(collect(env, actor, normalizer, replay, args))
-            except ValueError as error:  # the environment refuses an action that is not a number
-                raise TrainingFailed(error) from error
-
-            # ALGO LOGIC: updates of the critics, the policy, the temperature and the target critics
-            time_1, time_actor, time_critic = time.time(), 0.0, 0.0
-            torch.set_num_threads(num_threads)
-            actor_steps, critic_steps, v_losses, entropies, q_values = [], [], [], [], []
-            for _ in range(args.num_updates if replay.count * args.num_envs >= args.learning_starts else 0):
-                time_2 = time.time()
-                batch = replay.sample(args.batch_size // WORLD_SIZE, args.num_nsteps, args.gamma)
-                batch["obs"], batch["next_obs"] = normalizer(batch["obs"]), normalizer(batch["next_obs"])
-                alpha = temperature().detach()  # a constant price for the policy and the critics
-                targets = nstep_targets(actor, target_critic, batch, alpha)
-                v_loss = critic_loss_fn(critic, batch, targets)
-                critic_optimizer.zero_grad()
-                v_loss.backward()
-                v_losses.append(v_loss.item())
-                critic_steps.append(clipped_step(critic_optimizer, args.max_grad_norm))
-                time_3 = time.time()
-
-                loss, entropy = policy_loss_fn(actor, critic, batch["obs"], alpha)
-                actor_optimizer.zero_grad()
-                loss.backward(inputs=list(actor.parameters()))  # the critics' weights are constants here
-                actor_steps.append(clipped_step(actor_optimizer, args.max_grad_norm))
-                if args.autotune:
-                    alpha_loss = temperature_loss(temperature(), entropy, num_actions)
-                    alpha_optimizer.zero_grad()
-                    alpha_loss.backward()
-                    failures["skipped"] += not clipped_step(alpha_optimizer, args.max_grad_norm)[1]
-                with torch.no_grad():  # a running average of weights, which is not learned
-                    for slow, weight in zip(target_critic.parameters(), critic.parameters()):
-                        slow.lerp_(weight, args.tau)  # Qbar <- (1 - tau) Qbar + tau Q
-                entropies.append(entropy.item())
-                q_values.append(targets.mean().item())
-                time_critic, time_actor = time_critic + time_3 - time_2, time_actor + time.time() - time_3
-
-            # TRY NOT TO MODIFY: execute the game and log data
-            global_step += args.rollout_size
-            if critic_steps:
-                (actor_norms, actor_usable), (critic_norms, critic_usable) = zip(*actor_steps), zip(*critic_steps)
-                count_failures(failures, quantities[0], actor_usable)
-                count_failures(failures, quantities[1], critic_usable)
-                learned = {
-                    "losses/value_loss": np.mean(v_losses),
-                    "losses/entropy": np.mean(entropies),
-                    "losses/q_value": np.mean(q_values),
-                    "losses/actor_grad_norm": np.mean(actor_norms),
-                    "losses/critic_grad_norm": np.mean(critic_norms),
-                }
-            else:
-                learned = {}  # random actions only, so far
-            mean_return, mean_length = np.mean(finished_episodes, axis=0) if finished_episodes else (math.nan, math.nan)
-            metrics = {
-                "charts/episodic_return": mean_return,
-                "charts/episodic_length": mean_length,
-                "charts/SPS": (global_step - start_step) / (time.time() - start_time),
-                "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
-                "charts/diverged": env.diverged.item(),
-                "losses/alpha": temperature().item(),
-                "losses/skipped_updates": failures["skipped"],
-                "time/rollout": time_1 - time_0,
-                "time/actor": time_actor,
-                "time/critic": time_critic,
-            }
-            metrics |= learned
-            print_progress(args, global_step, metrics)
-            if RANK == 0 and args.eval_freq and iteration % args.eval_freq == 0 and not received:
-                tell("")
-                metrics |= report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-            if RANK == 0:
-                logger.write(global_step, wall(), metrics)
-            if iteration % args.checkpoint_freq == 0:
-                save_checkpoint()
-        save_checkpoint()
-        if number := first_signal(received, device):
-            tell(f"\nresume with: {LAUNCHER} {os.path.basename(__file__)} --checkpoint {checkpoint_path}")
-            return 128 + number
-        if RANK > 0:
-            return 0
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # everything is saved: from here on stop at once
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        tell("")
-        metrics = report_evaluation(actor, normalizer, args, f"{run_dir}/video-{global_step}")
-        logger.write(global_step, wall(), metrics)
-        if args.save_model:
-            model = {"actor": actor.state_dict(), "normalizer": normalizer.state_dict()}
-            save_atomically(model, os.path.join(run_dir, f"{args.exp_name}.cleanrl_model"))
-        logger.writer.flush()
-        tell(f"done: {global_step:,} steps in {wall():.0f} s, run folder {run_dir}")
-        return 0
-    except TrainingFailed as error:
-        print(f"\ntraining failed: {args.env_id}, iteration {iteration}: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if RANK == 0:
-            with contextlib.suppress(OSError):  # told by the flush, or by what ended the run
-                logger.writer.close()
-        env.close()
-        if WORLD_SIZE > 1:
-            dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:  # a file of the run cannot be written
-        sys.exit(f"stopped: {error}")
+    if rank == 0:
+        global_step = max(start, args.num_iterations) * rollout_size
+        for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():
+            writer.add_scalar(tag, value, global_step)
+        writer.close()
+        print(f"done: {global_step:,} steps, run folder {run_dir}")
+    if world_size > 1:
+        dist.destroy_process_group()

@@ -104,7 +104,7 @@ TASK_DEFAULTS = {
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128},  # not in the paper
 }
-TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: inf
+TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: no limit
 
 
 # ALGO LOGIC: networks
@@ -168,7 +168,7 @@ class ObsNormalizer(nn.Module):
             everyone = [torch.empty_like(obs) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, obs.contiguous())
             obs = torch.cat(everyone)
-        # merge two sets a, b with M = n var:  M = M_a + M_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
+        # merge two sets a, b with S = n var:  S = S_a + S_b + delta^2 n_a n_b / (n_a + n_b)   (Chan et al. 1979)
         obs, n = obs.double(), len(obs)
         delta, total = obs.mean(0) - self.mean, self.count + n
         squares = self.var * self.count + obs.var(0, correction=0) * n + delta**2 * self.count * n / total
@@ -177,7 +177,7 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: SHAC
 def limit_rows(grads, max_norm):
-    """Scale rows (..., A) down to norm max_norm. Rows that are not finite become 0: nothing is learned from them."""
+    """Scale rows (..., A) down to norm max_norm. Rows that are not finite, or whose norm is not, become 0."""
     norms = grads.norm(dim=-1, keepdim=True)
     return torch.where(norms.isfinite(), grads * (max_norm / norms).clamp(max=1.0), 0.0)
 
@@ -217,7 +217,7 @@ def rollout(env, actor, critic, normalizer, args):
         data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).amin(-1))
 
     # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-    # with a new episode gamma^t starts again at 1.  Only these values have a gradient, to the last states
+    # with a new episode gamma^t starts again at 1.  These values have a gradient, into the states where they are taken
     last = data["ends"] & ~data["terminated"]
     values = torch.zeros_like(data["rewards"])
     values[last] = critic(final_obs[last]).mean(-1)
@@ -252,17 +252,16 @@ def td_lambda_targets(rewards, next_values, ends, gamma, lam):
 
 
 def critic_loss(critic, obs, targets):
-    """L_V = 1/2 sum_i E[ (V_i(s) - G)^2 ] over the two critics (RPO, eq. 15)."""
+    """L_V: the mean over both critics of E[ (V_i(s) - G)^2 ] (RPO, eq. 15)."""
     return ((critic(obs) - targets[:, None]) ** 2).mean()
 
 
-def evaluate(actor, normalizer, args, video):
+def evaluate(actor, normalizer, args, film):
     """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
-        film = video if args.capture_video and deterministic else None
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
-        returns, lengths = envs.evaluate(env, policy, args.seed, film)
+        returns, lengths = envs.evaluate(env, policy, args.seed, film if args.capture_video and deterministic else None)
         mean, std, length = returns.mean().item(), returns.std(correction=0).item(), lengths.mean().item()
         print(f"{tag}episodic_return {mean:.1f} +- {std:.1f}, length {length:.1f}, {len(returns)} episodes", flush=True)
         metrics |= {f"{tag}episodic_return": mean, f"{tag}return_std": std, f"{tag}episodic_length": length}
@@ -271,7 +270,7 @@ def evaluate(actor, normalizer, args, video):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: the last checkpoint is at most one iteration old
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__)
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
@@ -284,15 +283,15 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}
+    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
-    seed = args.seed * world_size + rank
+    seed = args.seed * world_size + rank  # of this process's environments
 
     # env setup
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
-    env.reset()
+    env.reset()  # rollout() takes the observation from env.detach()
 
     # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
     num_threads = torch.get_num_threads()
@@ -300,8 +299,7 @@ if __name__ == "__main__":
     num_obs, num_actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     actor, critic = Actor(num_obs, num_actions).to(device), Critic(num_obs).to(device)
     normalizer = ObsNormalizer(num_obs).to(device)
-    # betas and weight decay as in the code of SAPO, on which the RPO paper builds
-    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}
+    adamw = {"betas": (0.7, 0.95), "weight_decay": 0.01, "fused": True}  # the RPO paper's betas, SAPO's weight decay
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     parts = {"actor": actor, "critic": critic, "normalizer": normalizer}
@@ -312,28 +310,29 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, episodes = 0, deque(maxlen=100)
+    start = checkpoint["iteration"] if checkpoint else 0
+    episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        start = checkpoint["iteration"]
-        episodes.extend(checkpoint["episodes"])
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-    if checkpoint and world_size == 1 and args.seed == checkpoint["args"]["seed"]:
-        env.load_state_dict(checkpoint["env"])
-        torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-    elif checkpoint or rank > 0:  # the networks are the same in all processes, the noise is not
-        torch.manual_seed(2**32 * (start + 1) + seed)
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
+    if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
+        env.load_state_dict(checkpoint["env"])
+        torch.set_rng_state(checkpoint["rng"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+    elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
+        torch.manual_seed(hash((start, seed)) % 2**32)
+        env.reset(seed=torch.initial_seed())
 
     if rank == 0:
         if args.track:
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
+        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
@@ -344,7 +343,7 @@ if __name__ == "__main__":
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
-        # lr_k = lr + (lr_end - lr) k / K
+        # lr_k = lr + (lr_end - lr) k / num_iterations
         fraction = (iteration - 1) / args.num_iterations
         for optimizer, lr in ((actor_optimizer, args.learning_rate), (critic_optimizer, args.critic_learning_rate)):
             optimizer.param_groups[0]["lr"] = lr + (args.final_learning_rate - lr) * fraction
@@ -394,7 +393,7 @@ if __name__ == "__main__":
             continue
         global_step = iteration * args.batch_size
         episodes.extend(torch.stack([b_data["episode_return"], b_data["episode_length"]], 1)[b_data["dones"]].tolist())
-        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()
+        mean_return, mean_length = torch.tensor([*episodes]).reshape(-1, 2).mean(0).tolist()  # NaN before the first end
         sps = (iteration - start) * args.batch_size / (time.time() - start_time)
         metrics = {
             "charts/episodic_return": mean_return,
@@ -403,7 +402,7 @@ if __name__ == "__main__":
             "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
             "charts/diverged": env.diverged.item(),
             "losses/value_loss": torch.stack(v_losses).mean().item(),
-            "losses/explained_variance": 1.0 - (errors.var() / b_targets.var()).item(),
+            "losses/explained_variance": 1.0 - (errors.var(correction=0) / b_targets.var(correction=0)).item(),
             "losses/approx_kl": approx_kl.item(),
             "losses/actor_grad_norm": actor_norm.item(),
             "losses/critic_grad_norm": torch.stack(critic_norms).mean().item(),
@@ -413,22 +412,23 @@ if __name__ == "__main__":
         for name, since, until in zip(("rollout", "backward", "actor", "critic"), times, times[1:]):
             metrics[f"time/{name}"] = until - since
         left = (args.num_iterations - iteration) * args.batch_size / sps / 60
-        progress = f"step {global_step:,}/{args.num_iterations * args.batch_size:,}"
+        progress = f"step {global_step:,}/{args.total_timesteps:,} ({iteration / args.num_iterations:.0%})"
         print(f"{progress}  return {mean_return:.1f}  SPS {sps:,.0f}  {left:.0f} min left", flush=True)
-        if args.eval_freq and iteration % args.eval_freq == 0:
+        if args.eval_freq and iteration % args.eval_freq == 0 and iteration < args.num_iterations:
             metrics |= evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}")
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, global_step)
+        writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
-        checkpoint |= {"iteration": iteration, "episodes": [*episodes]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+        checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
         torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
         os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
 
     if rank == 0:
-        global_step = args.num_iterations * args.batch_size
+        global_step = max(start, args.num_iterations) * args.batch_size
         for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():
             writer.add_scalar(tag, value, global_step)
         writer.close()

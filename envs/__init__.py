@@ -14,7 +14,7 @@ from envs.anymal import Anymal
 from envs.cartpole import Cartpole
 from envs.checkpoint import load_policy
 from envs.cheetah import Cheetah
-from envs.command_line import parse_args
+from envs.command_line import parse_args, refuse
 from envs.evaluate import evaluate
 from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
@@ -22,7 +22,7 @@ from envs.humanoid import Humanoid
 from envs.matmul import use_onednn
 from envs.vector_env import VectorEnv
 
-__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make", "parse_args", "use_onednn"]
+__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make", "parse_args", "refuse", "use_onednn"]
 
 TASKS = {
     "hopper": Hopper,

@@ -8,47 +8,59 @@ Whatever is wrong with a flag is said here, in one sentence that names it, befor
 import math
 import os
 import sys
+from dataclasses import fields
 
 import tyro
+import warp as wp
 
 from envs.checkpoint import load_checkpoint
 
-# smallest and largest values by a flag's name; other whole numbers are 1 or more, other numbers 0 or more
+# smallest and largest values by a flag's name; other whole numbers are 1 to 10^9, other numbers 0 or more.  The largest
+# are far beyond every use: they tell a slip of the finger from a number
 LIMITS = {
     "seed": (0, 2**32 - 1),
-    "eval_freq": (0, 10**9),
+    "eval_freq": (0, 10**9),  # 0: only at the end
     "num_eval_envs": (1, 10**6),
     "num_envs": (1, 10**7),
     "total_timesteps": (1, 10**12),
-    "batch_size": (0, 10**9),  # where it is filled in later
+    # 0 until the script computes them
+    "batch_size": (0, 10**9),
     "num_iterations": (0, 10**9),
     "gamma": (0.0, 1.0),
     "td_lambda": (0.0, 1.0),
     "gae_lambda": (0.0, 1.0),
 }
-LEARNING_RATE = (1e-12, 1.0)
-# flags on which the state of a run depends: beside --checkpoint they have to be those of the run
-FIXED = ("env_id", "exp_name", "num_envs", "num_steps")
+LEARNING_RATE = (1e-12, 1.0)  # of every flag whose name ends with learning_rate
+# flags that shape the state of a run: beside --checkpoint they have to be those of the run
+FLAGS_OF_THE_RUN = ("env_id", "exp_name", "num_envs", "num_steps")
 
 
 def parse_args(Args, task_defaults, script, fixed=(), **limits):
     """The flags as an `Args`, and the checkpoint to continue from or None.
 
     Args: the script's dataclass of flags.  What is not given on the command line is that of the checkpoint or, without
-    one, of task_defaults[env_id], a dictionary; else the default in the dataclass.
-    fixed: flags that have to be those of the checkpoint, beside FIXED.
-    limits: (smallest, largest) for numbers of this script, where LIMITS does not fit.
+    one, of task_defaults[env_id]; else the default in the dataclass.
+    task_defaults: {env_id: {name of a flag: value}}, for every task.
+    script: the script's __file__; only its own checkpoints are accepted.
+    fixed: names of flags that have to be those of the checkpoint, beside FLAGS_OF_THE_RUN.
+    limits: (smallest, largest) by the name of a flag of this script, where LIMITS does not fit.
+    A wrong flag ends the script, with exit code 2 and a sentence on stderr; so does --help, with exit code 0.
     """
+    wp.config.log_level = wp.LOG_WARNING  # no banner, and no line for every kernel module
     args, checkpoint = tyro.cli(Args), None
     default = Args(**{"env_id": args.env_id} | task_defaults[args.env_id])
     if args.checkpoint is not None:
         try:
             checkpoint = load_checkpoint(args.checkpoint, os.path.basename(script))
+            if unknown := set(checkpoint["args"]) - {field.name for field in fields(Args)}:
+                raise ValueError(
+                    f"expected flags of {os.path.basename(script)}, got {', '.join(sorted(unknown))} as well"
+                )
             default = Args(**checkpoint["args"])
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             refuse("checkpoint", error)
     args = tyro.cli(Args, default=default)
-    for name in (*FIXED, *fixed) if checkpoint else ():
+    for name in (*FLAGS_OF_THE_RUN, *fixed) if checkpoint else ():
         if getattr(args, name) != getattr(default, name):
             refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {getattr(args, name)}")
     _check_numbers(args, LIMITS | limits)
@@ -57,7 +69,7 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
 
 
 def refuse(name, reason):
-    """End the script with a sentence about a flag."""
+    """End the script with exit code 2 and a sentence on stderr about the flag `name`, as in the dataclass."""
     print(f"error: --{name.replace('_', '-')}: {reason}", file=sys.stderr)
     sys.exit(2)
 

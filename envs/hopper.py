@@ -2,8 +2,9 @@
 
 Robot: torso, thigh, shin and foot are capsules of density 1000 kg/m^3, driven by three motors.  The three root joints
 keep the torso in the x-y plane (y is up).  All six carry armature, 1 kg or kg m^2, and damping, 10 N s/m or N m s/rad
-at the root and 12 N m s/rad at the motors.  Of the inertias of the upright capsules only the part about y is there,
-which is all that matters in the plane.  Each end of a capsule is a contact point: eight in all.
+at the root and 12 N m s/rad at the motors (10 of it is Link's limit_damping, which acts always).  Of the inertias of
+the upright capsules only the part about y is there, which is all that matters in the plane.  Each end of a capsule is a
+contact point: eight in all.
 
     action   motor (torque = 200 N m * action)      observation   meaning                           unit
     0        hip (thigh)                            0             height of the torso - 1.25        m
@@ -17,7 +18,7 @@ which is all that matters in the plane.  Each end of a capsule is a contact poin
 Reward, from the observation o after the step and the clamped action a:
 
     o5  +  height  +  1 - (o1 / 0.524)^2  -  0.1 |a|^2
-    height = h if h >= 0 else -200 h^2,   h = clip(o0 + 0.3, -1, 0.3)
+    height = h if h >= 0 else -200 h^2,   h = clip(o0 + 0.3, -1, 0.3)      no gradient above o0 = 0
 
 Termination: o0 < -0.45.  Time limit: 1000 steps of 1/60 s (16 substeps, mass matrix rebuilt every 4).
 Reset: every coordinate and every velocity uniform in +-0.05.
@@ -106,6 +107,7 @@ class Hopper(VectorEnv):
     reset_noise_size = 12
     motor_torque = 200.0  # N m
     termination_height = -0.45  # m
+    height_margin = 0.15  # m above that, where the penalty of the height begins
     pitch_scale = 0.524  # rad
 
     def actuate(self, action):
@@ -115,7 +117,7 @@ class Hopper(VectorEnv):
         return torch.cat([joint_q[:, 1:], joint_qd], dim=1)
 
     def reward(self, obs, action):
-        h = (obs[:, 0] - (self.termination_height + 0.15)).clamp(-1.0, 0.3)
+        h = (obs[:, 0] - (self.termination_height + self.height_margin)).clamp(-1.0, 0.3)
         height = torch.where(h < 0.0, -200.0 * h**2, h)
         upright = 1.0 - (obs[:, 1] / self.pitch_scale) ** 2
         return obs[:, 5] + height + upright - 0.1 * (action**2).sum(dim=1)

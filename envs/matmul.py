@@ -24,9 +24,9 @@ def use_onednn():
 
     Call it before the first product: oneDNN then learns which instructions it may use.
     """
-    allowed = os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE") == "AVX512_CORE"
-    if allowed and _is_amd() and torch.backends.mkldnn.is_available():
-        if torch.backends.cpu.get_cpu_capability() == "AVX512" and not torch.cpu._is_amx_tile_supported():
+    if _is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not torch.cpu._is_amx_tile_supported():
+        allowed = os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE") == "AVX512_CORE"
+        if allowed and torch.backends.mkldnn.is_available():
             before = torch.backends.mkldnn.matmul.fp32_precision
             torch.backends.mkldnn.matmul.fp32_precision = "bf16"
             if largest_error() <= LARGEST_ERROR:

@@ -144,6 +144,14 @@ def fade(color: wp.vec3, distance: float):
     return wp.lerp(color, SKY, 1.0 - wp.exp(-d * d))
 
 
+@wp.func
+def ray_through(camera: Camera, row: int, column: int, height: int, width: int):
+    """Direction, of unit length, in which the camera sees the middle of a pixel."""
+    x = 2.0 * (float(column) + 0.5) / float(width) - 1.0
+    y = 1.0 - 2.0 * (float(row) + 0.5) / float(height)
+    return wp.normalize(camera.forward + x * camera.right + y * camera.up)
+
+
 @wp.kernel
 def draw_pixel(
     # Model:
@@ -157,10 +165,8 @@ def draw_pixel(
     picture: wp.array3d[wp.uint8],
 ):
     row, column = wp.tid()
-    x = 2.0 * (float(column) + 0.5) / float(picture.shape[1]) - 1.0
-    y = 1.0 - 2.0 * (float(row) + 0.5) / float(picture.shape[0])
     o = camera.position
-    d = wp.normalize(camera.forward + x * camera.right + y * camera.up)
+    d = ray_through(camera, row, column, picture.shape[0], picture.shape[1])
     t, index = nearest_shape(shapes, link_pose, o, d)
     ground = wp.where(d[1] < 0.0, -o[1] / d[1], FAR)
 
@@ -176,6 +182,18 @@ def draw_pixel(
         color = fade(color * light_on(shapes, link_pose, point, normal), wp.min(t, ground))
     for k in range(3):
         picture[row, column, k] = wp.uint8(255.0 * wp.clamp(color[k], 0.0, 1.0))
+
+
+def link_poses(model, joint_q, device):
+    """Where the links are: poses (n, links), a Warp array, at the coordinates joint_q (n, nq), a torch tensor."""
+    n, joint_q = len(joint_q), joint_q.detach().cpu().numpy()
+    with wp.ScopedDevice(device):
+        pose = wp.zeros((n, model.num_links), dtype=wp.transform)
+        twist, bias = (wp.zeros(pose.shape, dtype=wp.spatial_vector) for _ in range(2))
+        motion_subspace = wp.zeros((n, model.num_dofs), dtype=wp.spatial_vector)
+        inputs = [model, wp.array(joint_q, dtype=float), wp.zeros((n, model.num_dofs), dtype=float)]
+        wp.launch(forward_kinematics, n, inputs, [pose, motion_subspace, twist, bias])
+    return pose
 
 
 class Renderer:
@@ -194,24 +212,17 @@ class Renderer:
         with wp.ScopedDevice(self.device):
             self.shapes = wp.array([_shape(shape) for shape in articulation.shapes], dtype=Shape)
             self.tiles = wp.array(TILES, dtype=wp.vec3)
-            self.joint_qd = wp.zeros((1, articulation.num_dofs), dtype=float)
-            self.motion_subspace = wp.zeros((1, articulation.num_dofs), dtype=wp.spatial_vector)
-            self.link_pose = wp.zeros((1, len(articulation.links)), dtype=wp.transform)
-            self.link_twist = wp.zeros(self.link_pose.shape, dtype=wp.spatial_vector)
-            self.link_bias = wp.zeros(self.link_pose.shape, dtype=wp.spatial_vector)
             self.picture = wp.zeros((height, width, 3), dtype=wp.uint8)
 
     def draw(self, joint_q):
         """The picture, uint8 (height, width, 3), of the state joint_q (nq,)."""
-        joint_q = wp.array(joint_q.detach()[None].cpu().numpy(), dtype=float, device=self.device)
-        outputs = [self.link_pose, self.motion_subspace, self.link_twist, self.link_bias]
-        wp.launch(forward_kinematics, 1, [self.model, joint_q, self.joint_qd], outputs, device=self.device)
-        inputs = [self.shapes, self.tiles, self.link_pose, self._camera()]
+        link_pose = link_poses(self.model, joint_q[None], self.device)
+        inputs = [self.shapes, self.tiles, link_pose, self._camera(link_pose)]
         wp.launch(draw_pixel, self.picture.shape[:2], inputs, [self.picture], device=self.device)
         return self.picture.numpy().copy()
 
-    def _camera(self):
-        x, _, z = self.link_pose.numpy()[0, self.followed_link, :3]
+    def _camera(self, link_pose):
+        x, _, z = link_pose.numpy()[0, self.followed_link, :3]
         camera, height = Camera(), HALF_HEIGHT_OF_VIEW
         right = np.cross((0.0, 1.0, 0.0), VIEW)
         right /= np.linalg.norm(right)

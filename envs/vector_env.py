@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.physics import Simulator, resolve_device
+from envs.physics import Simulator, resolve_device, whole_number
 from envs.render import Renderer
 
 
@@ -20,7 +20,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     seed: of the environment's own generator; the global ones of torch, numpy and random are not touched.
     max_episode_steps: time limit of an episode in steps (default: the task's).
     stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
-    num_threads: of the simulator on the CPU, at most one per 16 environments (default: torch's number of threads).
+    num_threads: of the simulator, at most one per 16 environments (default: torch's number of them); on the CPU only.
 
     joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of physics/articulation.py.
     Wrong arguments raise ValueError or TypeError with the name of the argument, what was expected and what came.
@@ -46,8 +46,6 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.device = resolve_device(device)
         if max_episode_steps is not None:
             self.max_episode_steps = whole_number("max_episode_steps", max_episode_steps)
-        if num_threads is not None:
-            whole_number("num_threads", num_threads)
         self.stochastic_reset = stochastic_reset
         fps = round(1.0 / self.dt)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": fps}
@@ -59,6 +57,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
         self.joint_q = self.joint_qd = self.renderer = None
+        self.noise = None  # of this step: (N, reset_noise_size), uniform in [-1, 1], see _draw_noise
         self.drawn_articulation = self.drawn_articulation or self.articulation
         self.state_names = self._STATE + (("goal", "successes") if self.num_goal > 0 else ())
 
@@ -123,7 +122,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         action (N, num_actions) in [-1, 1]; values outside, also infinite ones, are clamped and get no gradient.
         Returns obs (N, num_obs), reward (N,), terminated (N,), truncated (N,) and infos:
             final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
-            episode {"r", "l"}       undiscounted return and length so far, of a whole episode where _episode is True
+            episode {"r", "l"}       undiscounted return and length of the episode so far; final where _episode is True
             _episode, _final_obs     (N,) where an episode ended
             successes                (N,) goals reached in the episode so far, for a task with goals.  final_obs shows
                                      the goal of this step, obs the one after it
@@ -170,16 +169,18 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return {"successes": self.successes}
 
     def _begin_episodes(self, done, final_obs):
-        if self.num_goal == 0 and not self._may_hold(done):
+        if self.num_goal == 0 and not self._possibly_any(done):
             return final_obs
         self._restart(done)
         self.episode_return = self.episode_return.masked_fill(done, 0.0)
         self.episode_length = self.episode_length.masked_fill(done, 0)
+        if self.num_goal > 0:
+            self.successes = self.successes.masked_fill(done, 0)
         return self._observe()
 
     def _restart(self, rows):
         """Put the environments of these rows into new states; the same ones again if it is called twice in a step."""
-        if not self._may_hold(rows):
+        if not self._possibly_any(rows):
             return
         joint_q, joint_qd = self._initial_state()
         # the rows that start anew enter as constants; where() leaves the gradient of the other rows as it is
@@ -188,9 +189,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.last_action = torch.where(rows[:, None], 0.0, self.last_action)
         if self.num_goal > 0:
             self.goal = torch.where(rows[:, None], self.sample_goal(self.noise), self.goal)
-            self.successes = self.successes.masked_fill(rows, 0)
 
-    def _may_hold(self, rows):
+    def _possibly_any(self, rows):
         """Whether some row is True. On CUDA the answer is always yes: asking would make the host wait for the GPU."""
         return rows.is_cuda or bool(rows.any())
 
@@ -206,8 +206,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def set_state(self, joint_q, joint_qd):
         """Put the environments into copies of the given state (N, nq), (N, nv), keeping the gradients of these tensors.
 
-        Episode lengths and returns go on. The layout is that of physics/articulation.py; the quaternion of a free joint
-        has unit length.
+        Episode lengths and returns go on, and last_action stays that of the step before.  The layout is that of
+        physics/articulation.py; the quaternion of a free joint has unit length.
         """
         self._check_usable()
         self._check_tensor("joint_q", joint_q, self.articulation.num_coords)
@@ -290,9 +290,3 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise TypeError(f"{name}: expected torch.float32, got {x.dtype}")
         if x.device != self.device:
             raise ValueError(f"{name}: expected a tensor on {self.device}, got one on {x.device}")
-
-
-def whole_number(name, value, at_least=1):
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
-    return value

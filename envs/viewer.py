@@ -23,12 +23,11 @@ import tyro
 import warp as wp
 
 import envs
+from envs.evaluate import STEPS_PER_FRAME
 from envs.physics import Box
-from envs.physics.kinematics import forward_kinematics
 from envs.physics.model import build_model
-from envs.render import HALF_HEIGHT_OF_VIEW, TILES, VIEW, color_of
+from envs.render import HALF_HEIGHT_OF_VIEW, TILES, VIEW, color_of, link_poses
 
-EVERY = 2  # steps per frame, as in films
 TILES_PER_SIDE = 40  # of the ground, 1 m each
 
 
@@ -52,23 +51,18 @@ class Args:
     """port to serve at"""
 
 
-def usage_error(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 # One episode
 def random_actions(env):
     """A policy: torch's random numbers, uniform in [-1, 1]."""
     return lambda obs: 2.0 * torch.rand(env.num_envs, env.num_actions) - 1.0
 
 
-def no_actions(env):
+def zero_actions(env):
     return lambda obs: torch.zeros(env.num_envs, env.num_actions)
 
 
 def poses_of_episode(env, policy, seed):
-    """Poses (frames, nq) of the first environment during an evaluation, every EVERY steps."""
+    """Poses (frames, nq) of the first environment during an evaluation, every STEPS_PER_FRAME steps."""
     poses = []
 
     def watch(running, infos):
@@ -76,28 +70,16 @@ def poses_of_episode(env, policy, seed):
             poses.append(env.drawn_joint_q(0))
 
     envs.evaluate(env, policy, seed, watch=watch)
-    return torch.stack(poses)[::EVERY]
+    return torch.stack(poses)[::STEPS_PER_FRAME]
 
 
 # The scene
-def link_poses(articulation, joint_q):
-    """Position and quaternion xyzw (frames, links, 7) of every link in the poses (frames, nq)."""
-    num_frames, num_dofs = len(joint_q), articulation.num_dofs
-    with wp.ScopedDevice("cpu"):
-        joint_qd = wp.zeros((num_frames, num_dofs), dtype=float)
-        pose = wp.zeros((num_frames, len(articulation.links)), dtype=wp.transform)
-        twist, bias = (wp.zeros(pose.shape, dtype=wp.spatial_vector) for _ in range(2))
-        axes = wp.zeros((num_frames, num_dofs), dtype=wp.spatial_vector)
-        inputs = [build_model(articulation, wp.get_device("cpu")), wp.array(joint_q.numpy(), dtype=float), joint_qd]
-        wp.launch(forward_kinematics, num_frames, inputs, [pose, axes, twist, bias])
-    return pose.numpy()
-
-
 class Scene:
     """The robot and the ground as nodes of a viser server. With `follow`, the world moves and the robot stays."""
 
     def __init__(self, server, env, poses):
-        self.poses = link_poses(env.drawn_articulation, poses)
+        # position and quaternion xyzw of every link: (frames, links, 7)
+        self.poses = link_poses(build_model(env.drawn_articulation, "cpu"), poses, "cpu").numpy()
         self.followed_link = env.drawn_articulation.shapes[0].link
         gravity = np.array(env.drawn_articulation.gravity)
         self.up = -gravity / np.linalg.norm(gravity)
@@ -120,7 +102,8 @@ class Scene:
         position = self.poses[frame, self.followed_link, :3]
         along = position - (position @ self.up) * self.up
         self.world.position = -along if follow else 0.0 * along
-        self.ground.position = 2.0 * np.floor(0.5 * along + 1e-3)  # two tiles on, it looks the same
+        # two tiles on, it looks the same; at a multiple of two, rounding does not move it there and back
+        self.ground.position = 2.0 * np.floor(0.5 * along + 1e-3)
         for link, node in self.links.items():
             node.position, node.wxyz = self.poses[frame, link, :3], np.roll(self.poses[frame, link, 3:], 1)
 
@@ -149,7 +132,8 @@ class Scene:
         axis = np.array(shape.end) - shape.start
         mesh = trimesh.creation.capsule(np.linalg.norm(axis), shape.radius, count=[24, 24])
         turn = trimesh.geometry.align_vectors((0, 0, 1), axis)[:3, :3]
-        vertices = (mesh.vertices - mesh.bounds.mean(0)) @ turn.T  # trimesh says that an end is at 0, and centres it
+        # trimesh centres the capsule, contrary to its documentation; where it does not, this does
+        vertices = (mesh.vertices - mesh.bounds.mean(0)) @ turn.T
         self.nodes.add_mesh_simple(name, vertices, mesh.faces, color=color, position=shape.start + 0.5 * axis)
 
 
@@ -160,7 +144,7 @@ def record(make_server, env, poses, follow):
         scene, serializer = Scene(server, env, poses), server.get_scene_serializer()
         for frame in range(len(poses)):
             scene.show(frame, follow)
-            serializer.insert_sleep(EVERY * env.dt)
+            serializer.insert_sleep(STEPS_PER_FRAME * env.dt)
         html = serializer.as_html()
         server.stop()
     return html
@@ -176,7 +160,7 @@ def play(server, env, poses, follow):
     while True:
         with server.atomic():
             scene.show(frame.value, following.value)
-        time.sleep(EVERY * env.dt / speed.value)
+        time.sleep(STEPS_PER_FRAME * env.dt / speed.value)
         if playing.value:
             frame.value = (frame.value + 1) % len(poses)
 
@@ -188,16 +172,16 @@ def parse_args():
         try:
             policy, run = envs.load_policy(args.checkpoint)
         except ValueError as error:
-            usage_error(str(error).replace("path", "--checkpoint", 1))
+            envs.refuse("checkpoint", str(error).removeprefix("path: "))
         if args.env_id not in (None, run["env_id"]):
-            usage_error(f"--env-id: expected {run['env_id']}, the task of --checkpoint, got {args.env_id}")
+            envs.refuse("env_id", f"expected {run['env_id']}, the task of --checkpoint, got {args.env_id}")
         args.env_id = run["env_id"]
     elif args.env_id is None:
-        usage_error("--env-id: expected a task, or --checkpoint in its place, got neither")
+        envs.refuse("env_id", "expected a task, or --checkpoint in its place, got neither")
     if args.record and not Path(args.record).absolute().parent.is_dir():
-        usage_error(f"--record: expected a file in an existing folder, got {args.record!r}")
+        envs.refuse("record", f"expected a file in an existing folder, got {args.record!r}")
     if args.seed < 0:
-        usage_error(f"--seed: expected 0 or more, got {args.seed}")
+        envs.refuse("seed", f"expected 0 or more, got {args.seed}")
     return args, policy
 
 
@@ -207,9 +191,9 @@ def main():
     try:
         import viser
     except ImportError:
-        usage_error("viser: expected to be installed (pip install viser), got none")
+        sys.exit("error: viser is not installed: pip install viser")
     env = envs.make(args.env_id)
-    policy = policy or {"random": random_actions, "zero": no_actions}[args.actions](env)
+    policy = policy or {"random": random_actions, "zero": zero_actions}[args.actions](env)
     poses = poses_of_episode(env, policy, args.seed)
     if args.record:
         Path(args.record).write_text(record(viser.ViserServer, env, poses, args.follow), encoding="utf-8")

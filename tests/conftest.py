@@ -35,10 +35,11 @@ def float64():
 
 @pytest.fixture
 def saved_run(tmp_path, monkeypatch):
-    """A script's checkpoint. The current folder is a new one, with this script and one that has no networks."""
+    """A script's checkpoint. The current folder is a new one: this script, one that lacks act(), and an empty one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("envs.checkpoint.SCRIPTS", tmp_path)
     (tmp_path / "script_of_a_test.py").write_text(SCRIPT)
+    (tmp_path / "no_act.py").write_text(SCRIPT.replace("def act(", "def mean_action("))
     (tmp_path / "helper.py").write_text("")
     torch.manual_seed(0)
     actor = {"mean.weight": torch.randn(1, 5), "mean.bias": torch.randn(1)}

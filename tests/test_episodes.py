@@ -100,7 +100,7 @@ def test_asking_whether_a_row_ended_changes_nothing(monkeypatch):
 
     asked = rollout()
     assert asked[1].sum() == 1
-    monkeypatch.setattr(envs.VectorEnv, "_may_hold", lambda self, rows: True)
+    monkeypatch.setattr(envs.VectorEnv, "_possibly_any", lambda self, rows: True)
     assert all(torch.equal(a, b) for a, b in zip(asked, rollout()))
 
 

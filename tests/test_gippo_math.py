@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -38,10 +37,10 @@ def toy_policy():
 
 
 def collect(env=None, critic=critic, **changes):
+    """The toy policy and its rollout: actor, normalizer, data, advantages, us."""
     actor, normalizer = toy_policy()
     torch.manual_seed(7)
-    rolled = gippo.rollout(env or ToyEnv(ENDS), actor, critic, copy.deepcopy(normalizer), make_args(**changes))
-    return actor, normalizer, *rolled
+    return actor, normalizer, *gippo.rollout(env or ToyEnv(ENDS), actor, critic, normalizer, make_args(**changes))
 
 
 class GaussianPolicy(torch.nn.Module):
@@ -62,7 +61,7 @@ def test_gae_and_its_gradient_are_those_of_the_sum_of_deltas_up_to_the_end_of_th
     columns = torch.randn(3, T, n, requires_grad=True)
     dones = torch.rand(T, n) < 0.2
     assert all(row.any() and not row.all() for row in (dones[0], dones[-1]))
-    ours = gippo.gae(*(column.unbind() for column in columns), dones, GAMMA, LAM)
+    ours = gippo.gae(*columns, dones, GAMMA, LAM)
     rewards, values, next_values = columns
     theirs = []
     for t in range(T):
@@ -78,13 +77,12 @@ def test_gae_and_its_gradient_are_those_of_the_sum_of_deltas_up_to_the_end_of_th
 
 
 def test_one_backward_gives_the_gradient_of_every_advantage_to_its_own_action():  # M9
-    *_, data, advantages, us, _ = collect()
-    ours = gippo.action_gradients(advantages, us, data["dones"], GAMMA, LAM)
-    *_, data, advantages, us, _ = collect()
+    _, _, data, advantages, us = collect()
     theirs = torch.zeros(H, N, 2)
     for t in range(H):
         for n in range(N):
             theirs[t, n] = torch.autograd.grad(advantages[t, n], us[t], retain_graph=True)[0][n]
+    ours = gippo.action_gradients(advantages, us, data["dones"], GAMMA, LAM)
     assert ours.shape == (H, N, 2) and (theirs.norm(dim=-1) > 1e-3).all()
     assert ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max() < 1e-12
 
@@ -100,7 +98,7 @@ def test_gradients_are_finite_differences_of_the_advantages():
         def step(self, action):
             return super().step(torch.tanh(torch.atanh(action) + self.push * (self.t == self.moment)))
 
-    *_, data, advantages, us, _ = collect(Pushed())
+    *_, data, advantages, us = collect(Pushed())
     ours = gippo.action_gradients(advantages, us, data["dones"], GAMMA, LAM)
     h = 1e-5
     for t in range(H):
@@ -112,7 +110,7 @@ def test_gradients_are_finite_differences_of_the_advantages():
 
 
 def test_no_advantage_feels_an_action_of_another_episode():
-    *_, data, advantages, us, _ = collect()
+    *_, advantages, us = collect()
     for t, n, _ in ENDS:
         if t < H - 1:
             later = torch.autograd.grad(advantages[: t + 1, n].sum(), us[t + 1], retain_graph=True, allow_unused=True)
@@ -134,7 +132,7 @@ def replay(data, ends):
 
 
 def test_value_is_that_of_the_true_successor_after_a_time_out_and_none_after_a_fall():
-    _, normalizer, data, advantages, _, _ = collect(gae_lambda=0.0)
+    _, normalizer, data, advantages, _ = collect(gae_lambda=0.0)
     obs, successors, rewards = replay(data, ENDS)
     # the mean of the two critics is `value`; with lambda = 0 an advantage is r + gamma V' - V
     values, next_values = value(normalizer(obs)), value(normalizer(successors))
@@ -169,11 +167,11 @@ def test_advantages_lead_back_to_every_action_but_not_to_an_earlier_rollout():
     env, before = ToyEnv(ENDS), torch.zeros(N, 2, requires_grad=True)
     env.state = env.state + before  # as if a rollout had gone before
     torch.manual_seed(7)
-    data, advantages, us, _ = gippo.rollout(env, actor, critic, normalizer, make_args())
+    data, advantages, us = gippo.rollout(env, actor, critic, normalizer, make_args())
     grads = torch.autograd.grad(advantages.sum(), [before, *us], allow_unused=True)
     assert grads[0] is None and all(grad.abs().sum() > 0 for grad in grads[1:])
     assert not any(column.requires_grad for column in data.values())
-    assert {column.shape[:2] for column in data.values()} == {(H, N)}
+    assert {column.shape[:2] for column in data.values()} == {(H, N)} and torch.equal(data["advantages"], advantages)
 
 
 def test_actions_come_from_the_stored_gaussian_and_noise_and_reach_the_environment_squashed():
@@ -183,7 +181,7 @@ def test_actions_come_from_the_stored_gaussian_and_noise_and_reach_the_environme
             return super().step(action)
 
     seen = []
-    actor, _, data, _, us, _ = collect(Watched(ENDS))
+    actor, _, data, _, us = collect(Watched(ENDS))
     mean, log_std = actor(data["obs"])
     assert torch.allclose(data["mean"], mean, atol=1e-12) and torch.allclose(data["log_std"], log_std, atol=1e-12)
     assert torch.equal(data["u"], data["mean"] + data["log_std"].exp() * data["eps"])
@@ -196,13 +194,12 @@ def test_actions_come_from_the_stored_gaussian_and_noise_and_reach_the_environme
     assert torch.equal(data["dones"], dones)
 
 
-def test_rollout_normalises_with_statistics_from_before_it():
-    actor, normalizer = toy_policy()
-    live = copy.deepcopy(normalizer)
-    data, *_ = gippo.rollout(ToyEnv(ENDS), actor, critic, live, make_args())
+def test_rollout_normalises_with_statistics_that_it_does_not_change():
+    _, normalizer, data, *_ = collect()
+    assert all(torch.equal(*pair) for pair in zip(normalizer.buffers(), toy_policy()[1].buffers()))
     obs, _, _ = replay(data, ENDS)
+    assert torch.equal(data["raw_obs"], obs)
     assert torch.allclose(data["obs"], normalizer(obs), rtol=1e-12)
-    assert live.count == normalizer.count + (H + 1) * N
 
 
 # the alpha-policy
@@ -214,45 +211,71 @@ def regression_batch(n=40):
     return {"obs": torch.zeros(n, 2), "eps": eps, "u": u, "alpha_actions": u + 0.5 * action_grads}
 
 
-def test_regression_loss_is_nothing_where_the_targets_are_the_actions_themselves():
-    policy, data = GaussianPolicy([0.3, -0.2], [-0.5, 0.1]), regression_batch()
-    loss = gippo.regression_loss(policy, data | {"alpha_actions": data["u"]})
-    assert loss.item() < 1e-30 and gradient(loss, policy).abs().max() < 1e-15
-    actor, _, data, *_ = collect()
-    data = flatten(data)  # the noise of the rollout makes the same actions again, for the policy that made them
-    loss = gippo.regression_loss(actor, data | {"alpha_actions": data["u"]})
-    assert loss.item() < 1e-28 and gradient(loss, actor).abs().max() < 1e-12
+def regression(policy, data, **changes):
+    """The losses of the regression, and how far it has moved the parameters: by the gradient, if it is not clipped."""
+    before = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+    args = make_args(**{"max_grad_norm": math.inf} | changes)
+    losses, _ = gippo.regression_epochs(policy, torch.optim.SGD(policy.parameters(), lr=1.0), data, args)
+    return losses, before - torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
 
 
-def test_regression_loss_is_the_squared_distance_to_the_moved_actions_with_the_noise_of_the_rollout():
-    policy, data = GaussianPolicy([0.1, 0.4], [-0.2, 0.3]), regression_batch()
-    loss = gippo.regression_loss(policy, data)
-    std = torch.tensor([-0.2, 0.3]).exp()
+def test_regression_rests_where_the_targets_are_the_actions_themselves():
+    data = regression_batch()
+    actor, _, rolled, *_ = collect()  # the noise of the rollout makes the same actions again
+    for policy, batch in ((GaussianPolicy([0.3, -0.2], [-0.5, 0.1]), data), (actor, flatten(rolled))):
+        losses, moved = regression(policy, batch | {"alpha_actions": batch["u"]})
+        assert losses[0] < 1e-28 and moved.abs().max() < 1e-12
+
+
+def test_regression_descends_the_squared_distance_to_the_moved_actions_with_the_noise_of_the_rollout():
+    data, std = regression_batch(), torch.tensor([-0.2, 0.3]).exp()
+    losses, moved = regression(GaussianPolicy([0.1, 0.4], [-0.2, 0.3]), data)
     error = torch.tensor([0.1, 0.4]) + std * data["eps"] - data["alpha_actions"]
-    assert loss.item() == pytest.approx((error**2).sum().item() / 40, rel=1e-12)  # summed over the action
+    assert losses[0].item() == pytest.approx((error**2).sum().item() / 40, rel=1e-12)  # summed over the action
     # d L / d mu = 2 E[error],   d L / d log sigma = 2 E[error sigma eps]
     expected = torch.cat([2.0 * error.mean(0), 2.0 * (error * std * data["eps"]).mean(0)])
-    assert relative(gradient(loss, policy), expected) < 1e-12
+    assert relative(moved, expected) < 1e-12
 
 
-def test_regression_takes_its_steps_on_the_whole_batch_and_reports_the_loss_before_the_first_and_the_last():
-    policy, data = GaussianPolicy([0.3, -0.2], [-0.5, 0.1]), regression_batch()
-    losses = []
-    twin = copy.deepcopy(policy)
-    optimizers = [torch.optim.SGD(p.parameters(), lr=0.1) for p in (policy, twin)]
-    (steps, stats), first, last = gippo.regress(policy, optimizers[0], data, make_args(alpha_epochs=5))
-    for _ in range(5):
-        loss = gippo.regression_loss(twin, data)
-        losses.append(loss.item())
-        optimizers[1].zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
-        optimizers[1].step()
-    assert (first, last) == (losses[0], losses[4]) and last < first and len(steps) == 5 and stats == []
+def test_first_step_of_the_regression_is_a_step_along_the_reparameterisation_gradient():
+    """At the policy that acted, - dL / dtheta = 2 alpha E[ grad_u A du / dtheta ]: alpha is only a factor."""
+    for alpha in (0.005, 0.5):
+        actor, _, data, advantages, us = collect()
+        data["action_grads"] = gippo.action_gradients(advantages, us, data["dones"], GAMMA, LAM)
+        data = flatten(data)
+        mean, log_std = actor(data["obs"])
+        surrogate = (data["action_grads"] * (mean + log_std.exp() * data["eps"])).sum(-1).mean()
+        expected = 2.0 * alpha * gradient(surrogate, actor)
+        _, moved = regression(actor, data | {"alpha_actions": data["u"] + alpha * data["action_grads"]})
+        assert relative(-moved, expected) < 1e-10
+
+
+def test_regression_takes_every_step_on_the_whole_batch_and_reports_the_loss_before_it():
+    policy, twin, data = *(GaussianPolicy([0.3, -0.2], [-0.5, 0.1]) for _ in range(2)), regression_batch()
+    losses, _ = regression(policy, data, alpha_epochs=5)
+    one_by_one = [regression(twin, data)[0][0] for _ in range(5)]
+    assert losses == one_by_one and len(set(losses)) == 5
     assert torch.equal(policy.mean, twin.mean) and torch.equal(policy.log_std, twin.log_std)
 
 
-# descend
+def test_a_large_gradient_is_scaled_down_and_followed_and_one_that_is_not_finite_is_refused():
+    data = regression_batch()
+    data["alpha_actions"][3] = 1e12
+    _, moved = regression(GaussianPolicy([0.3, -0.2], [-0.5, 0.1]), data, max_grad_norm=0.5)
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-5)
+    data["alpha_actions"][3] = math.nan
+    batch = ppo_batch()
+    batch["scaled_advantages"][3] = math.nan
+    args = make_args(batch_size=len(batch["u"]))
+    for phase, poisoned in ((gippo.regression_epochs, data), (gippo.ppo_epochs, batch)):
+        policy, optimizer = trained()
+        before = states(policy, optimizer)[0]
+        with pytest.raises(RuntimeError, match="non-finite"):
+            gippo.with_retries(phase, policy, optimizer, poisoned, args)
+        assert same(policy.state_dict(), before)
+
+
+# retries
 class Phase:
     """Moves the actor with the optimiser, writes down from where and how fast, and reports the losses it was given."""
 
@@ -266,7 +289,7 @@ class Phase:
             optimizer.zero_grad()
             (actor.mean.exp().sum() + (actor.log_std**2).sum()).backward()
             optimizer.step()
-        return f"try {len(self.calls)}", *self.losses[len(self.calls) - 1]
+        return torch.tensor(self.losses[len(self.calls) - 1]).unbind(), f"try {len(self.calls)}"
 
 
 def trained(lr=0.03, steps=2):
@@ -292,22 +315,20 @@ def states(policy, optimizer):
     return copy.deepcopy((policy.state_dict(), optimizer.state_dict()))
 
 
-@pytest.mark.parametrize("last", (0.9, 1.0))
-def test_a_phase_whose_loss_has_not_grown_is_kept(last):
+@pytest.mark.parametrize("losses", ((1.0, 0.9), (1.0, 2.0, 0.9), (1.0, 1.0), (1.0,)))
+def test_epochs_whose_loss_has_not_grown_are_kept(losses):
     (policy, optimizer), (twin, twin_optimizer) = trained(), trained()
-    phase = Phase((1.0, last))
-    assert gippo.descend(phase, policy, optimizer, None, None) == ("try 1", True)
-    phase = Phase((1.0, last))
-    phase(twin, twin_optimizer, None, None)
+    assert gippo.with_retries(Phase(losses), policy, optimizer, None, None) == ("try 1", 0)
+    Phase(losses)(twin, twin_optimizer, None, None)
     assert same(states(policy, optimizer), states(twin, twin_optimizer))
     assert optimizer.param_groups[0]["lr"] == 0.03
 
 
 @pytest.mark.parametrize("steps", (0, 2))  # an optimiser without memory gets none
-def test_a_phase_whose_loss_grows_is_tried_eight_times_and_undone_bit_by_bit(steps):
+def test_epochs_whose_loss_grows_are_tried_eight_times_and_undone_bit_by_bit(steps):
     policy, optimizer = trained(steps=steps)
     before, phase = states(policy, optimizer), Phase(*[(1.0, 1.1)] * 8)
-    assert gippo.descend(phase, policy, optimizer, None, None) == ("try 8", False)
+    assert gippo.with_retries(phase, policy, optimizer, None, None) == ("try 8", 8)
     lrs = [lr for lr, _ in phase.calls]
     assert lrs == pytest.approx([0.03 / 1.5**attempt for attempt in range(8)], rel=1e-12)
     assert all(same(state, (before[0], before[1]["state"])) for _, state in phase.calls)
@@ -321,7 +342,7 @@ def test_a_phase_whose_loss_grows_is_tried_eight_times_and_undone_bit_by_bit(ste
 def test_a_later_try_starts_where_the_first_did_and_leaves_the_rate_as_it_was():
     (policy, optimizer), (twin, twin_optimizer) = trained(), trained()
     phase = Phase((1.0, 1.1), (1.0, 2.0), (1.0, 0.5))
-    assert gippo.descend(phase, policy, optimizer, None, None) == ("try 3", True)
+    assert gippo.with_retries(phase, policy, optimizer, None, None) == ("try 3", 2)
     assert optimizer.param_groups[0]["lr"] == 0.03
     twin_optimizer.param_groups[0]["lr"] = 0.03 / 1.5**2
     Phase((1.0, 0.5))(twin, twin_optimizer, None, None)
@@ -332,22 +353,8 @@ def test_a_later_try_starts_where_the_first_did_and_leaves_the_rate_as_it_was():
 def test_rate_is_lowered_down_to_a_floor_and_never_raised():
     for lr, lowered in ((1e-3, 1e-3 / 1.5), (1.2e-5, 1e-5), (1e-5, 1e-5), (1e-6, 1e-6)):
         policy, optimizer = trained(lr)
-        gippo.descend(Phase(*[(1.0, 1.1)] * 8), policy, optimizer, None, None)
+        gippo.with_retries(Phase(*[(1.0, 1.1)] * 8), policy, optimizer, None, None)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(lowered, rel=1e-12)
-
-
-def test_a_loss_that_is_not_a_number_has_not_fallen():
-    nan = math.nan
-    for losses in ((1.0, nan), (nan, 1.0), (nan, nan), (1.0, math.inf)):
-        policy, optimizer = trained()
-        before = policy.state_dict()
-        _, kept = gippo.descend(Phase(*[losses] * 8), policy, optimizer, None, None)
-        assert not kept and same(policy.state_dict(), before)
-    policy, optimizer = trained()
-    before, data = states(policy, optimizer)[0], regression_batch()
-    data["alpha_actions"][3] = nan
-    (steps, _), kept = gippo.descend(gippo.regress, policy, optimizer, data, make_args(alpha_epochs=2))
-    assert not kept and same(policy.state_dict(), before) and not any(usable for _, usable in steps)
 
 
 # alpha
@@ -362,9 +369,9 @@ def adapted(volumes=(1.0,), ws=(1.0,), advantages=(0.0,), alpha=ALPHA, statistic
     log_std = torch.tensor(volumes)[:, None].log() * torch.tensor([0.25, 0.75])  # the product over two dimensions
     old, log_prob = torch.full_like(log_std, -0.4), torch.randn(len(ws))
     data = {"log_std": old, "log_prob": log_prob, "alpha_log_prob": log_prob + torch.tensor(ws).log()}
-    data |= {"raw_advantages": torch.tensor(advantages), "advantages": torch.full((len(ws),), torch.nan)}
+    data |= {"advantages": torch.tensor(advantages), "scaled_advantages": torch.full((len(ws),), torch.nan)}
     args = make_args(**{"alpha_interval": 0.4, "alpha_factor": BETA} | changes)
-    new_alpha, oorr = gippo.adapted_alpha(alpha, data, torch.zeros_like(old), old + log_std, gains, args)
+    new_alpha, oorr = gippo.adapted_alpha(alpha, data, old + log_std, gains, args)
     return new_alpha, oorr, gains
 
 
@@ -382,17 +389,9 @@ def test_alpha_grows_while_every_volume_stays_in_the_interval_and_shrinks_otherw
     assert new_alpha == pytest.approx(ALPHA * factor, rel=1e-12) and oorr == 0.0
 
 
-def test_volume_is_the_product_over_the_action_and_its_interval_an_argument():
-    log_std = torch.tensor([[math.log(2.0), -math.log(2.0)]])  # much wider and much narrower: the same volume
-    zeros = torch.zeros(1)
-    data = {"log_std": torch.zeros(1, 2), "log_prob": zeros, "alpha_log_prob": zeros, "raw_advantages": zeros}
-    new_alpha, _ = gippo.adapted_alpha(ALPHA, data, None, log_std, gippo.ObsNormalizer(1), make_args())
-    assert new_alpha == pytest.approx(ALPHA * 1.02, rel=1e-12)
+def test_limits_of_alpha_and_of_the_volume_are_arguments_and_alpha_never_exceeds_one():
     assert adapted((1.39,), alpha_interval=0.38)[0] < ALPHA < adapted((1.41,), alpha_interval=0.42)[0]
     assert adapted(alpha_factor=1.5)[0] == pytest.approx(ALPHA * 1.5, rel=1e-12)
-
-
-def test_alpha_never_exceeds_one():
     assert adapted(alpha=0.99)[0] == 1.0 and adapted(alpha=1.0)[0] == 1.0
     assert adapted((2.0,), alpha=1.0)[0] == pytest.approx(1 / BETA, rel=1e-12)
 
@@ -429,12 +428,10 @@ def test_alpha_shrinks_where_the_advantages_speak_against_the_step_as_rarely_bef
     assert gains.count == 2.0 and gains.mean.item() == pytest.approx((mean + gain) / 2, rel=1e-12)
 
 
-def test_ratios_are_clamped_and_a_gain_that_is_not_finite_is_forgotten():
+def test_ratios_are_clamped_at_sixteen_nats():
     new_alpha, oorr, gains = adapted(ws=(math.exp(500.0), 1.0), advantages=(2.0, 0.0))
     assert gains.mean.item() == pytest.approx(math.exp(16.0) - 1.0, rel=1e-9) and oorr == 0.5
     assert new_alpha == pytest.approx(ALPHA * BETA, rel=1e-12)  # 0.5 is not above max_oorr
-    _, _, gains = adapted(ws=(1.1,), advantages=(math.inf,))
-    assert (gains.mean.item(), gains.var.item(), gains.count.item()) == (0.0, 1.0, 1.0)
 
 
 # PPO around the mixture
@@ -446,7 +443,7 @@ def ppo_batch(n=200, alpha_shift=0.3, log_ratio=None):
     alpha_log_prob = Normal(zeros + alpha_shift, 1.0).log_prob(u).sum(-1)
     assert (alpha_log_prob - log_prob).abs().max() < 4.0
     data = {"obs": zeros, "u": u, "log_prob": log_prob, "alpha_log_prob": alpha_log_prob}
-    return data | {"advantages": torch.randn(n)}
+    return data | {"scaled_advantages": torch.randn(n)}
 
 
 def direct_ratio(policy, data, behaviour):
@@ -467,7 +464,7 @@ def test_behaviour_is_halfway_between_the_old_policy_and_the_alpha_policy():
     policy, data = GaussianPolicy(*POLICY), ppo_batch()
     loss, stats = gippo.policy_loss(policy, data, make_args())
     ratio = direct_ratio(policy, data, (data["log_prob"].exp() + data["alpha_log_prob"].exp()) / 2.0)
-    expected = -surrogate(ratio, data["advantages"]).mean()
+    expected = -surrogate(ratio, data["scaled_advantages"]).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert relative(gradient(loss, policy), gradient(expected, policy)) < 1e-12
     assert stats["kept"].item() == pytest.approx(((ratio > 0.8) & (ratio < 1.2)).double().mean().item(), rel=1e-6)
@@ -483,7 +480,7 @@ def test_behaviour_is_the_alpha_policy_alone_where_the_two_are_far_apart_anywher
         loss, _ = gippo.policy_loss(policy, data, make_args())
         old, new = data["log_prob"].exp(), data["alpha_log_prob"].exp()
         ratio = direct_ratio(policy, data, new if is_far else (old + new) / 2.0)
-        expected = -surrogate(ratio, data["advantages"]).mean()
+        expected = -surrogate(ratio, data["scaled_advantages"]).mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -492,16 +489,9 @@ def test_without_a_regression_the_loss_is_that_of_ppo():
     loss, stats = gippo.policy_loss(policy, data, make_args())
     assert stats["kept"].item() == 1.0 and stats["ratio_max"].item() == pytest.approx(1.0, abs=1e-12)
     # the plain policy gradient, E[A d log pi]: of a normal distribution A (u, u^2 - 1)
-    advantages, u = data["advantages"][:, None], data["u"]
+    advantages, u = data["scaled_advantages"][:, None], data["u"]
     expected = -torch.cat([(advantages * u).mean(0), (advantages * (u**2 - 1.0)).mean(0)])
     assert relative(gradient(loss, policy), expected) < 1e-12
-
-
-def test_no_ratio_of_the_alpha_policy_is_above_two():
-    # pi_alpha / ((pi_old + pi_alpha) / 2) < 2, where pi_alpha / pi_old is up to 3.7
-    data = ppo_batch(alpha_shift=0.5)
-    _, stats = gippo.policy_loss(GaussianPolicy([0.5, 0.5], [0.0, 0.0]), data, make_args())
-    assert (data["alpha_log_prob"] - data["log_prob"]).max() > 1.3 and 1.5 < stats["ratio_max"].item() < 2.0
 
 
 @pytest.mark.parametrize(
@@ -518,7 +508,7 @@ def test_clipping_stops_the_gradient_only_where_the_objective_would_grow(advanta
         u = torch.tensor([[0.7]])
         log_prob = Normal(shift, 1.0).log_prob(u).sum(-1) - math.log(ratio)  # both policies: the ratio is to their mean
         data = {"obs": u, "u": u, "log_prob": log_prob, "alpha_log_prob": log_prob}
-        loss, stats = gippo.policy_loss(policy, data | {"advantages": torch.tensor([advantage])}, make_args())
+        loss, stats = gippo.policy_loss(policy, data | {"scaled_advantages": torch.tensor([advantage])}, make_args())
         # d r / d mu = r eps,   d r / d log sigma = r (eps^2 - 1),   eps = u - mu
         eps = 0.7 - shift
         expected = [advantage * ratio * eps, advantage * ratio * (eps**2 - 1.0)] if is_reached else [0.0, 0.0]
@@ -532,30 +522,29 @@ def test_log_ratios_are_clamped_at_sixteen():
         policy, u = GaussianPolicy([mean], [0.0]), torch.tensor([[30.0]])
         log_prob = Normal(0.0, 1.0).log_prob(u).sum(-1)  # log ratios of 450 and -1350
         data = {"obs": u, "u": u, "log_prob": log_prob, "alpha_log_prob": log_prob}
-        loss, stats = gippo.policy_loss(policy, data | {"advantages": torch.tensor([advantage])}, make_args())
+        loss, stats = gippo.policy_loss(policy, data | {"scaled_advantages": torch.tensor([advantage])}, make_args())
         expected = math.exp(math.copysign(16.0, mean))
         assert stats["ratio_max"].item() == pytest.approx(expected, rel=1e-12)
         assert loss.item() == pytest.approx(-advantage * expected, rel=1e-12)
         assert gradient(loss, policy).tolist() == [0.0, 0.0]  # out there nothing is learned, but nothing breaks either
 
 
-def test_each_pass_sees_every_step_once_and_the_mean_losses_of_the_first_and_last_are_reported(monkeypatch):
+def test_each_epoch_sees_every_sample_once_and_reports_its_mean_loss(monkeypatch):
     seen = []
 
     def policy_loss(actor, data, args):
-        seen.append(data["obs"][:, 0].tolist())
-        return len(seen) * (actor.mean * data["obs"]).sum(), {"kept": torch.tensor(len(seen))}
+        seen.append(data["u"][:, 0].tolist())
+        return len(seen) * (actor.mean * data["u"]).sum(), {"kept": torch.tensor(len(seen))}
 
     monkeypatch.setattr(gippo, "policy_loss", policy_loss)
     policy, n = GaussianPolicy([0.3], [0.0]), 10
-    data = {name: torch.arange(float(n)) for name in ("log_prob", "alpha_log_prob", "advantages")}
-    data |= {name: torch.arange(float(n))[:, None] for name in ("obs", "u")}
     args = make_args(batch_size=n, minibatch_size=4, update_epochs=3)
-    (steps, stats), first, last = gippo.improve(policy, torch.optim.SGD(policy.parameters(), lr=0.0), data, args)
-    assert [len(batch) for batch in seen] == 3 * [4, 4, 2] and len(steps) == len(stats) == 9
+    data = {"u": torch.arange(float(n))[:, None]}
+    losses, stats = gippo.ppo_epochs(policy, torch.optim.SGD(policy.parameters(), lr=0.0), data, args)
+    assert [len(batch) for batch in seen] == 3 * [4, 4, 2] and [step["kept"] for step in stats] == [*range(1, 10)]
     assert all(sorted(sum(seen[i : i + 3], [])) == list(range(n)) for i in (0, 3, 6)) and seen[0] != seen[3]
-    losses = [0.3 * (i + 1) * sum(batch) for i, batch in enumerate(seen)]
-    assert first == pytest.approx(np.mean(losses[:3])) and last == pytest.approx(np.mean(losses[6:]))
+    sums = torch.tensor([0.3 * (i + 1) * sum(batch) for i, batch in enumerate(seen)])
+    assert torch.allclose(torch.stack(losses), sums.view(3, 3).mean(1))
 
 
 # densities, critics

@@ -165,6 +165,17 @@ def test_success_brings_the_bonus_and_a_new_goal():
     assert infos["successes"].tolist() == [0, 1, 0] and infos["_episode"].all() and not env.successes.any()
 
 
+def test_an_episode_that_blows_up_reports_its_successes():
+    env = make(num_envs=3)
+    q, qd = env.rest_state()
+    qd[1] = 1e9
+    start(env, q, qd, goal=torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    env.successes += 2
+    infos = env.step(torch.zeros(3, 16))[4]
+    assert infos["diverged"] == 1 and infos["_episode"].tolist() == [False, True, False]
+    assert infos["successes"].tolist() == [2, 2, 2] and env.successes.tolist() == [2, 0, 2]
+
+
 def test_reward_has_a_gradient_at_and_around_success():
     env = make(num_envs=5)
     for angle in (0.0, 1e-4, 0.05, 0.093, 0.0946, 0.1, 3.0, 3.13, np.pi):
@@ -257,7 +268,7 @@ def test_what_touches_what():
 
 def test_two_roots_keep_the_world_origin():
     robot = Articulation([Link("a", -1, FREE, mass=1.0, inertia=(1, 1, 1)), Link("b", -1, FREE, mass=1.0)])
-    assert build_model(robot, "cpu").num_positions == 0
-    assert build_model(replace(robot, links=robot.links[:1]), "cpu").num_positions == 3
+    assert build_model(robot, "cpu").num_shifted == 0
+    assert build_model(replace(robot, links=robot.links[:1]), "cpu").num_shifted == 3
     hand = [link for link in HAND.links if link.joint == FIXED]
-    assert build_model(HAND, "cpu").num_positions == 0 and len(hand) == 1
+    assert build_model(HAND, "cpu").num_shifted == 0 and len(hand) == 1

@@ -74,6 +74,15 @@ def test_it_stays_off_where_bf16_is_within_reach(monkeypatch):
     assert matmul.use_onednn() == "oneDNN, AVX-512"  # without these reasons it is on
 
 
+@pytest.mark.parametrize("amd, amx", [(False, False), (True, True)])
+def test_onednn_keeps_its_instructions_on_other_processors(amd, amx, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(matmul, "_is_amd", lambda: amd)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert matmul.use_onednn() == "torch's default" and "ONEDNN_MAX_CPU_ISA" not in os.environ
+
+
 def test_the_measured_error_tells_bf16_from_float32(monkeypatch):
     assert matmul.largest_error() < matmul.LARGEST_ERROR
     multiply = torch.Tensor.__matmul__

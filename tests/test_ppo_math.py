@@ -1,6 +1,6 @@
 """The algorithm of ppo_continuous.py on toys with known answers, without a simulator; float64 unless said otherwise."""
 
-import copy
+import inspect
 import math
 
 import pytest
@@ -38,17 +38,15 @@ UNIT = math.sqrt(4.0 + 1e-5)
 FLOAT32 = 1e-6  # the scale passes through float32, whose relative error is 6e-8
 
 
-def collect(env=None, critic=value, **changes):
+def collect(env=None, critic=value, returns=None):
     actor, normalizer = toy_policy()
     torch.manual_seed(7)
-    env = env or ToyEnv()
-    data, episodes = ppo.rollout(env, actor, critic, copy.deepcopy(normalizer), toy_returns(), make_args(**changes))
-    return actor, normalizer, data, episodes
+    data = ppo.rollout(env or ToyEnv(), actor, critic, normalizer, returns or toy_returns(), make_args())
+    return actor, normalizer, data
 
 
 def gae_of(data, lam=LAM):
-    dones = data["terminated"] | data["truncated"]
-    return ppo.gae(data["rewards"], data["values"], data["next_values"], dones, GAMMA, lam)
+    return ppo.gae(data["rewards"], data["values"], data["next_values"], data["dones"], GAMMA, lam)
 
 
 class GaussianPolicy(torch.nn.Module):
@@ -97,19 +95,9 @@ def test_gae_is_the_discounted_sum_of_deltas_up_to_the_end_of_the_episode():
             assert advantages[t, k].item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_gae_with_lambda_0_is_the_td_error_and_with_lambda_1_the_return_minus_the_value():
-    *_, data, _ = collect()
-    rewards, values, next_values = data["rewards"], data["values"], data["next_values"]
-    assert torch.allclose(gae_of(data, 0.0), rewards + GAMMA * next_values - values, rtol=1e-12)
-    # env 1 runs through the whole rollout, its values are those of one trajectory: they cancel but for the last
-    discounts = GAMMA ** torch.arange(H)
-    whole = (discounts * rewards[:, 1]).sum() + GAMMA**H * next_values[-1, 1]
-    assert gae_of(data, 1.0)[0, 1].item() == pytest.approx((whole - values[0, 1]).item(), rel=1e-12)
-
-
 @pytest.mark.parametrize("kind", ("terminated", "truncated"))
 def test_no_advantage_crosses_the_end_of_an_episode(kind):
-    *_, data, _ = collect(ToyEnv(ends=((2, 0, kind),)))
+    *_, data = collect(ToyEnv(ends=((2, 0, kind),)))
     before = gae_of(data)
     for name in ("rewards", "values", "next_values"):
         data[name] = data[name].clone()
@@ -117,6 +105,13 @@ def test_no_advantage_crosses_the_end_of_an_episode(kind):
     after = gae_of(data)
     assert torch.equal(after[:3, 0], before[:3, 0])  # env 0: the episode of the first three steps
     assert after[:3, 1:].isnan().all() and after[3:].isnan().all()
+
+
+def test_advantages_are_scaled_over_the_whole_rollout():
+    advantages = torch.tensor([[1.0, 3.0], [5.0, 7.0]])  # mean 4, deviation sqrt(5)
+    expected = torch.tensor([[-3.0, -1.0], [1.0, 3.0]]) / math.sqrt(5.0)
+    assert torch.allclose(ppo.normalize_advantages(advantages), expected, rtol=1e-7)
+    assert (ppo.normalize_advantages(torch.full((2, 2), 3.0)) == 0.0).all()
 
 
 # rollout
@@ -135,7 +130,7 @@ ENDS = (1, 0, "terminated"), (2, 3, "truncated"), (H - 1, 4, "terminated"), (H -
 
 
 def test_the_value_of_the_true_successor_after_a_time_out_and_none_after_a_fall():
-    _, normalizer, data, _ = collect(ToyEnv(ENDS))
+    _, normalizer, data = collect(ToyEnv(ENDS))
     obs, successors, rewards = replay(data, ENDS)
     assert torch.equal(data["rewards"], rewards)
     assert torch.allclose(data["values"], UNIT * value(normalizer(obs)) + 3.0, rtol=FLOAT32)
@@ -155,7 +150,7 @@ def test_a_fall_costs_the_value_and_a_time_out_does_not():
             obs, reward, *rest = super().step(action)
             return obs, 0.0 * reward, *rest
 
-    *_, data, _ = collect(Free(ENDS), critic=lambda s: (1000.0 - 3.0) / UNIT + 0.0 * s[..., 0])
+    *_, data = collect(Free(ENDS), critic=lambda s: (1000.0 - 3.0) / UNIT + 0.0 * s[..., 0])
     deltas = gae_of(data, 0.0)
     expected = torch.full((H, N), -100.0)
     expected[1, 0] = expected[H - 1, 4] = -1000.0
@@ -179,7 +174,7 @@ def test_actions_are_drawn_from_the_stored_gaussian_and_reach_the_environment_as
             return super().step(action)
 
     seen = []
-    actor, _, data, _ = collect(Watched())
+    actor, _, data = collect(Watched())
     torch.manual_seed(7)
     noise = torch.stack([torch.randn(N, 2) for _ in range(H)])
     mean, log_std = actor(data["obs"])
@@ -188,33 +183,31 @@ def test_actions_are_drawn_from_the_stored_gaussian_and_reach_the_environment_as
     assert torch.equal(torch.stack(seen), data["action"]) and data["action"].abs().max() > 1.0
 
 
-def test_rollout_normalises_with_statistics_from_before_it():
-    actor, normalizer = toy_policy()
-    live = copy.deepcopy(normalizer)
-    data, _ = ppo.rollout(ToyEnv(), actor, value, live, toy_returns(), make_args())
+def test_rollout_normalises_with_statistics_from_before_it_and_returns_all_it_has_seen():
+    _, normalizer, data = collect()
     obs, _, _ = replay(data, ToyEnv().ends)
-    assert torch.allclose(data["obs"], normalizer(obs), rtol=1e-12)
-    assert live.count == normalizer.count + (H + 1) * N
+    assert torch.allclose(data["obs"], normalizer(obs), rtol=1e-12) and normalizer.count == toy_policy()[1].count
+    assert torch.equal(data["raw_obs"], obs)
 
 
 def test_rollout_records_no_gradient():
-    actor, normalizer = toy_policy()
-    critic, env = ppo.Critic(2), ToyEnv()
+    env = ToyEnv()
     env.state.requires_grad_()
-    data, _ = ppo.rollout(env, actor, critic, normalizer, toy_returns(), make_args())
+    *_, data = collect(env, ppo.Critic(2))
     assert not any(x.requires_grad for x in data.values()) and not env.state.requires_grad
     assert {x.shape[:2] for x in data.values()} == {(H, N)}
 
 
-def test_rollout_returns_the_episodes_that_ended():
+def test_rollout_tells_which_episodes_ended():
     class Counting(ToyEnv):
         def step(self, action):
             *rest, infos = super().step(action)
             infos["episode"] = {"r": torch.arange(N) + 10.0 * self.t, "l": torch.arange(N) + 100.0}
             return *rest, infos
 
-    *_, episodes = collect(Counting(ENDS))
-    assert episodes == [[20.0, 100.0], [33.0, 103.0], [54.0, 104.0], [55.0, 105.0]]
+    *_, data = collect(Counting(ENDS))
+    episodes = torch.stack([data["episode_return"], data["episode_length"]], dim=-1)[data["dones"]]
+    assert episodes.tolist() == [[20.0, 100.0], [33.0, 103.0], [54.0, 104.0], [55.0, 105.0]]
 
 
 # policy
@@ -238,7 +231,7 @@ def test_kl_and_entropy_are_those_of_the_gaussians():
 
 
 def test_first_epoch_is_the_plain_policy_gradient():
-    actor, _, data, _ = collect()
+    actor, _, data = collect()
     data = flatten(data | {"advantages": gae_of(data)})
     loss, stats = ppo.policy_loss(actor, data, make_args())
     assert stats["kept"].item() == 1.0 and stats["ratio_max"].item() == pytest.approx(1.0, abs=1e-12)
@@ -255,7 +248,7 @@ def test_first_step_sees_ratio_one_in_float32():
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(1)
     actor, n = ppo.Actor(2, 2), 300
-    data, _ = ppo.rollout(ToyEnv(num_envs=n), actor, value, ppo.ObsNormalizer(2), ppo.ReturnNormalizer(), make_args())
+    data = ppo.rollout(ToyEnv(num_envs=n), actor, value, ppo.ObsNormalizer(2), ppo.ReturnNormalizer(), make_args())
     flat = flatten(data)
     ratio = ppo.log_ratio(flat["action"], *actor(flat["obs"]), flat["mean"], flat["log_std"]).exp()
     assert ratio.shape == (H * n,) and (ratio - 1.0).abs().max() < 1e-3
@@ -342,15 +335,11 @@ def test_return_normalizer_restores_what_it_normalised():
 
 def test_values_keep_their_size_when_the_unit_changes():
     # a critic that is right in one unit and the same critic, right in another: the same advantages
-    actor, normalizer = toy_policy()
     advantages = []
     for mean, var in ((0.0, 1.0), (50.0, 900.0)):
         unit = ppo.ReturnNormalizer()
         unit.mean, unit.var = torch.tensor([mean]), torch.tensor([var])
-        torch.manual_seed(7)
-        data, _ = ppo.rollout(
-            ToyEnv(), actor, lambda s, unit=unit: unit(10.0 * value(s)), copy.deepcopy(normalizer), unit, make_args()
-        )
+        *_, data = collect(critic=lambda s, unit=unit: unit(10.0 * value(s)), returns=unit)
         advantages.append(gae_of(data))
     assert relative(*advantages) < 1e-12
 
@@ -410,23 +399,17 @@ def test_trunks_and_critic_are_those_of_rpo():
     assert critic(torch.randn(4, 5, 11)).shape == (4, 5)
 
 
-def test_normalizer_and_the_handling_of_bad_steps_are_those_of_rpo():
+def test_what_is_not_ppo_is_as_in_rpo():
+    for name in ("ObsNormalizer", "mlp", "evaluate"):
+        assert inspect.getsource(getattr(ppo, name)) == inspect.getsource(getattr(rpo, name))
+
+
+def test_the_policy_acts_with_its_noise_or_with_its_mean():
     torch.manual_seed(0)
-    ours, theirs = ppo.ObsNormalizer(3), rpo.ObsNormalizer(3)
-    for _ in range(3):
-        x = 5.0 * torch.randn(20, 3) + 2.0
-        ours.update(x)
-        theirs.update(x)
-        assert torch.equal(ours(x), theirs(x))
-    for bad, good in ((torch.nan, False), (torch.inf, False), (1e9, False), (3.0, True)):
-        parameter = torch.nn.Parameter(torch.zeros(2))
-        parameter.grad = torch.tensor([bad, 0.0])
-        norm, usable = ppo.clipped_step(torch.optim.SGD([parameter], lr=1.0), 0.5)
-        assert usable == good and parameter.tolist() == pytest.approx([-0.5 if good else 0.0, 0.0], abs=1e-6)
-        assert not good or norm == pytest.approx(3.0)
-    failures = {"skipped": 0, "it": 9}
-    ppo.count_failures(failures, "it", [False, True])
-    assert failures == {"skipped": 1, "it": 0}
-    with pytest.raises(ppo.TrainingFailed, match="it was not finite"):
-        for _ in range(10):
-            ppo.count_failures(failures, "it", [False])
+    actor, obs = ppo.Actor(11, 3), torch.randn(20, 11)
+    mean, log_std = actor(obs)
+    torch.manual_seed(1)
+    action = actor.act(obs)
+    torch.manual_seed(1)
+    assert torch.equal(action, mean + log_std.exp() * torch.randn(20, 3))
+    assert torch.equal(actor.act(obs, deterministic=True), mean)

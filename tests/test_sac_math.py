@@ -1,14 +1,16 @@
 """The algorithm of sac_continuous.py on toys with known answers, without a simulator; float64 unless said otherwise."""
 
-import copy
+import inspect
 import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from toy_mdp import GAMMA, H, N, ToyEnv, gradient, relative
 
+import rpo_continuous as rpo
 import sac_continuous as sac
 
 T = 40  # steps of the recorded stream
@@ -136,16 +138,6 @@ def test_no_window_touches_the_next_episode_or_a_step_that_is_not_stored(kind):
     assert all(column.isfinite().all() for column in replay.sample(1000, 10, GAMMA).values())
 
 
-def test_a_single_step_from_the_newest_one():
-    data = stream() | {name: torch.zeros(T, N, dtype=torch.bool) for name in ("terminated", "truncated")}
-    batch = filled(16, data).sample(2000, 10, GAMMA)
-    newest = batch["obs"][:, 0] == T - 1
-    assert newest.sum() > 50 and torch.allclose(batch["discount"][newest], torch.tensor(GAMMA), rtol=1e-12)
-    env = batch["obs"][newest][:, 1].long()
-    assert torch.equal(batch["rewards"][newest], data["reward"][-1, env])
-    assert torch.equal(batch["next_obs"][newest], data["next_obs"][-1, env])
-
-
 @pytest.mark.parametrize("steps", (5, 16, 37))
 def test_saved_replay_goes_on_as_if_nothing_had_happened(steps):
     data = stream()
@@ -179,33 +171,14 @@ def test_saved_state_is_a_copy_of_the_steps_that_were_made():
         assert state[name].untyped_storage().nbytes() == state[name].nbytes  # torch.save() writes all of the storage
 
 
-def test_a_state_of_another_shape_is_refused_and_changes_nothing():
+@pytest.mark.parametrize("num_envs", (2, 9))
+def test_steps_of_another_number_of_environments_are_left_out_or_come_twice(num_envs):
     data = stream()
-    fewer_envs = {name: column[:, :2] for name, column in data.items()}
-    longer_actions = data | {"action": torch.rand(T, N, 4)}
-    wrapped, full = filled(16, data).state_dict(), filled(32, data, 20).state_dict()
-    others = {
-        "obs": filled(16, fewer_envs, num_envs=2).state_dict(),
-        "action": filled(16, longer_actions).state_dict(),
-        "reward": wrapped | {"reward": wrapped["reward"][:, :2]},
-        "truncated": wrapped | {"truncated": wrapped["truncated"][:15]},  # the last one that is looked at
-    }
-    cases = [(16, name, state) for name, state in others.items()]
-    cases += [(20, "obs", wrapped), (12, "obs", wrapped), (16, "obs", full)]  # rings of other lengths
-    for rows, name, state in cases:
-        replay = filled(rows, stream(seed=5), 7)
-        before = copy.deepcopy(replay.state_dict())
-        with pytest.raises(ValueError, match=rf"replay: expected {name} of shape \(.*\), got \(.*\)"):
-            replay.load_state_dict(state)
-        after = replay.state_dict()
-        assert after["count"] == before["count"] == 7
-        assert all(torch.equal(after[column], before[column]) for column in data)
-
-
-def test_steps_of_a_ring_that_has_not_wrapped_fit_into_a_larger_one():
-    replay, larger = filled(16, stream(), 10), sac.Replay(32, N, 2, 3, "cpu")
-    larger.load_state_dict(replay.state_dict())
-    check_against_brute_force(stream(), larger.sample(500, 3, GAMMA), 3, 10)
+    restored = sac.Replay(16, num_envs, 2, 3, "cpu")
+    restored.load_state_dict(filled(16, data).state_dict())
+    for env in range(num_envs):
+        for name, column in data.items():
+            assert torch.equal(restored.data[name][:, env].sort(0)[0], column[-16:, env % N].sort(0)[0])
 
 
 # targets
@@ -218,12 +191,6 @@ class Gaussian(torch.nn.Module):
 
     def forward(self, obs):
         return self.mean.expand(len(obs), -1), self.log_std.expand(len(obs), -1)
-
-
-def quadratic(*targets):
-    """Critics Q_i(s, a) = -|a - target_i|^2."""
-    targets = [torch.tensor(target) for target in targets]
-    return lambda obs, action: torch.stack([-((action - target) ** 2).sum(-1) for target in targets], dim=-1)
 
 
 def batch_of(rewards, discount, terminated):
@@ -295,21 +262,6 @@ def test_log_prob_is_finite_where_the_action_has_rounded_to_one():
         assert grad.flatten().tolist() == pytest.approx([-18.0, 18.0], rel=1e-5)
 
 
-def test_sampled_actions_are_those_of_the_policy_with_their_log_prob_and_the_path_through_both():
-    torch.manual_seed(0)
-    actor, obs = sac.Actor(2, 3), torch.randn(20, 2)
-    torch.manual_seed(1)
-    action, log_prob = sac.sample_action(actor, obs)
-    torch.manual_seed(1)
-    mean, log_std = actor(obs)
-    expected = torch.tanh(mean + log_std.exp() * torch.randn(20, 3))
-    assert torch.allclose(action, expected, rtol=1e-12)
-    assert torch.allclose(log_prob, squashed(mean, log_std).log_prob(expected).sum(-1), rtol=1e-9)
-    assert relative(gradient(action.sum(), actor), gradient(expected.sum(), actor)) < 1e-12
-    theirs = squashed(mean, log_std).log_prob(expected).sum()
-    assert relative(gradient(log_prob.sum(), actor), gradient(theirs, actor)) < 1e-8
-
-
 def test_critic_loss_is_the_sum_of_two_mean_squared_errors():
     values = torch.tensor([[1.0, 2.0], [3.0, 6.0], [0.0, 0.0], [5.0, 4.0]], requires_grad=True)
     targets = torch.tensor([0.0, 5.0, 0.0, 5.0])
@@ -344,36 +296,6 @@ def test_policy_loss_is_the_soft_value_of_the_smaller_critic_sample_by_sample():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     assert relative(gradient(loss, actor), gradient(expected, actor)) < 1e-8
     assert entropy.item() == pytest.approx(-log_prob.mean().item(), rel=1e-9) and not entropy.requires_grad
-
-
-def test_policy_moves_to_the_action_that_the_more_pessimistic_critic_prefers():
-    # Q_2 = -|a - 0.5|^2 - 100 is the smaller one everywhere, Q_1 would lead the other way; the price is near nothing
-    def critic(obs, action):
-        return quadratic([-0.5, 0.5], [0.5, -0.5])(obs, action) - torch.tensor([0.0, 100.0])
-
-    policy, start = Gaussian([0.0, 0.0], [-1.0, -1.0]), torch.zeros(256, 2)
-    loss, _ = sac.policy_loss(policy, critic, start, 1e-6)
-    loss.backward()
-    assert policy.mean.grad[0] < -0.1 and policy.mean.grad[1] > 0.1  # a descent goes the other way
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
-    for _ in range(60):
-        loss, _ = sac.policy_loss(policy, critic, start, 1e-6)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert torch.allclose(torch.tanh(policy.mean), torch.tensor([0.5, -0.5]), atol=0.05)
-    assert policy.log_std.exp().max() < 0.1  # without a price for certainty there is no reason for noise
-
-
-def test_temperature_widens_the_policy():
-    torch.manual_seed(0)
-    for alpha in (0.5, 1.0):
-        policy = Gaussian([0.0, 0.0], [-2.0, -2.0])
-        loss, _ = sac.policy_loss(policy, quadratic([0.0, 0.0], [0.0, 0.0]), torch.zeros(20_000, 2), alpha)
-        loss.backward()
-        # sigma = 0.135: tanh is nearly linear, d/d log sigma of -alpha log sigma + sigma^2; the noise is 1 % of alpha
-        expected = -alpha + 2.0 * math.exp(-4.0)
-        assert policy.log_std.grad.tolist() == pytest.approx([expected, expected], abs=0.06 * alpha)
 
 
 def test_policy_loss_gives_the_critics_weights_no_gradient():
@@ -428,12 +350,13 @@ def make_args(**changes):
     return sac.Args(**{"num_envs": N, "num_steps": H, "learning_starts": 0, "gamma": GAMMA} | changes)
 
 
-def collect(env=None, rows=8, actor=None, **changes):
+def collect(env=None, rows=8, act=None, **changes):
     policy, normalizer = toy_policy()
     replay = sac.Replay(rows, N, 2, 2, "cpu")
     torch.manual_seed(7)
-    episodes = sac.collect(env or Env(ENDS), actor or policy, normalizer, replay, make_args(**changes))
-    return replay, normalizer, episodes
+    # a stub stands for an actor that only acts
+    actor = policy if act is None else SimpleNamespace(act=act)
+    return replay, sac.collect(env or Env(ENDS), actor, normalizer, replay, make_args(**changes))
 
 
 @pytest.mark.parametrize("learning_starts", (0, 2 * N, H * N))
@@ -464,52 +387,18 @@ def test_actions_are_uniform_before_learning_starts_and_the_policys_after(learni
         else:
             mean, log_std = actor(normalizer(obs))
             expected = torch.tanh(mean + log_std.exp() * torch.randn(N, 2))
-        # an action is drawn with the statistics of the steps before it
         assert torch.allclose(replay.data["action"][t], expected, rtol=1e-12)
-        normalizer.update(obs)
-
-
-def test_random_actions_fill_the_whole_range_without_asking_the_policy():
-    class Watched(Env):
-        def step(self, action):
-            seen.append(action)
-            return super().step(action)
-
-    def refuse(obs):
-        raise AssertionError
-
-    seen, n = [], 2000
-    _, normalizer = toy_policy()
-    replay = sac.Replay(8, n, 2, 2, "cpu")
-    args = make_args(num_envs=n, learning_starts=10**6)
-    sac.collect(Watched(num_envs=n), refuse, normalizer, replay, args)
-    actions = torch.stack(seen)
-    assert torch.equal(actions, replay.data["action"][:H]) and actions.shape == (H, n, 2)
-    # 20,000 uniform numbers: mean 0 +- 0.004, mean square 1/3 +- 0.002, the extremes within 1e-3 of the ends
-    assert abs(actions.mean()) < 0.016 and abs((actions**2).mean() - 1 / 3) < 0.008
-    assert -1.0 <= actions.min() < -0.999 and 0.999 < actions.max() <= 1.0
 
 
 def test_learning_has_started_for_good_when_the_ring_has_forgotten_the_first_steps():
     asked = []
 
-    def actor(obs):
+    def act(obs):
         asked.append(len(obs))
-        return torch.zeros(N, 2), torch.zeros(N, 2)
+        return torch.zeros(N, 2)
 
-    collect(rows=1, actor=actor, learning_starts=2 * N)
+    collect(rows=1, act=act, learning_starts=2 * N)
     assert asked == [N] * (H - 2)
-
-
-def test_normaliser_has_seen_every_observation_once():
-    replay, normalizer, _ = collect()
-    obs, (_, before) = replay.data["obs"][:H], toy_policy()
-    total = 1 + H * N  # the first statistics count as one observation
-    mean = (before.mean + obs.sum((0, 1))) / total
-    # about zero: each step with its unbiased variance, as in the other scripts
-    squares = before.var + before.mean**2 + (N * obs.var(1) + N * obs.mean(1) ** 2).sum(0)
-    assert normalizer.count == total and torch.allclose(normalizer.mean, mean, rtol=1e-12)
-    assert torch.allclose(normalizer.var, squares / total - mean**2, rtol=1e-12)
 
 
 def test_collecting_records_no_gradient():
@@ -522,20 +411,26 @@ def test_collecting_records_no_gradient():
     assert not normalizer.mean.requires_grad
 
 
-def test_collecting_goes_on_where_it_stopped_and_returns_the_episodes_that_ended():
+def test_collecting_tells_which_episodes_ended_and_which_observations_it_has_seen():
     class Counting(Env):
         def step(self, action):
             *rest, infos = super().step(action)
             infos["episode"] = {"r": torch.arange(N) + 10.0 * self.t, "l": torch.arange(N) + 100.0}
             return *rest, infos
 
-    whole, _, episodes = collect(Counting(ENDS))
-    assert episodes == [[20.0, 100.0], [33.0, 103.0], [54.0, 104.0], [55.0, 105.0]]
+    replay, data = collect(Counting(ENDS))
+    episodes = torch.stack([data["episode_return"], data["episode_length"]], dim=-1)[data["dones"]]
+    assert episodes.tolist() == [[20.0, 100.0], [33.0, 103.0], [54.0, 104.0], [55.0, 105.0]]
+    assert torch.equal(data["raw_obs"], replay.data["obs"][:H])
+
+
+def test_collecting_goes_on_where_it_stopped():
+    whole, _ = collect()
     actor, normalizer = toy_policy()
-    env, replay = Counting(ENDS), sac.Replay(8, N, 2, 2, "cpu")
+    env, replay = Env(ENDS), sac.Replay(8, N, 2, 2, "cpu")
     torch.manual_seed(7)
-    parts = [sac.collect(env, actor, normalizer, replay, make_args(num_steps=n)) for n in (1, 2, H - 3)]
-    assert parts == [[], episodes[:2], episodes[2:]]
+    for n in (1, 2, H - 3):
+        sac.collect(env, actor, normalizer, replay, make_args(num_steps=n))
     assert all(torch.equal(replay.data[name], column) for name, column in whole.data.items())
 
 
@@ -577,3 +472,8 @@ def test_networks_are_those_of_the_paper_and_the_two_critics_differ():
     actor.log_std.bias.data[:] = torch.tensor([100.0, -100.0, 0.0])
     log_std = actor(obs)[1]
     assert (log_std[..., 0] == 2.0).all() and (log_std[..., 1] == -5.0).all() and log_std[..., 2].std() > 1e-3
+
+
+def test_what_is_not_sac_is_as_in_rpo():
+    for name in ("Actor", "ObsNormalizer", "evaluate"):
+        assert inspect.getsource(getattr(sac, name)) == inspect.getsource(getattr(rpo, name))

@@ -123,12 +123,11 @@ def test_wrong_input_is_refused_in_one_sentence(flags, message, saved_run, monke
     assert re.search(message, error) and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_a_missing_viser_is_named(monkeypatch, capsys):
+def test_a_missing_viser_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["viewer", "--env-id", "ant"])
     monkeypatch.setitem(sys.modules, "viser", None)
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="^error: viser is not installed: pip install viser$"):
         viewer.main()
-    assert capsys.readouterr().err == "error: viser: expected to be installed (pip install viser), got none\n"
 
 
 def test_an_unknown_task_is_named(monkeypatch, capsys):

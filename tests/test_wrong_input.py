@@ -6,7 +6,7 @@ import torch
 from hoppers import make
 
 import envs
-from envs.physics import resolve_device
+from envs.physics import FREE, PRISMATIC, Z_UP, Articulation, Link, Simulator, resolve_device
 
 
 def test_detach_tells_of_nan_actions_that_a_step_did_not_wait_for():
@@ -73,3 +73,54 @@ def test_bad_input_gets_a_clear_error(call, error, words):
         call(env)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert all(torch.equal(before[name], value) for name, value in env.state_dict().items())
+
+
+CART = Link("cart", -1, PRISMATIC, axis=(1, 0, 0), mass=1.0)
+
+
+def simulator(link=CART, num_envs=2, substeps=2, mass_matrix_interval=1, translates_along_x=False, **options):
+    robot = Articulation([link], translates_along_x=translates_along_x)
+    return Simulator(robot, num_envs, 0.01, substeps, mass_matrix_interval, **options)
+
+
+@pytest.mark.parametrize("name", ["num_envs", "substeps", "mass_matrix_interval", "num_threads"])
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_a_simulator_refuses_wrong_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number >= 1, got {value}"):
+        simulator(**{name: value})
+
+
+def test_threads_are_the_cpus(monkeypatch):
+    monkeypatch.setattr("envs.physics.simulator.resolve_device", lambda device: torch.device("cuda:0"))
+    with pytest.raises(ValueError, match="num_threads: expected None on cuda:0, .*, got 2"):
+        simulator(device="cuda", num_threads=2)
+
+
+@pytest.mark.parametrize("k, name", [(0, "joint_q"), (1, "joint_qd"), (2, "joint_act")])
+@pytest.mark.parametrize("shape", [(1, 1), (2,), (2, 2), (3, 1)])
+def test_a_simulator_does_not_broadcast(k, name, shape):
+    inputs = [torch.zeros(shape if i == k else (2, 1)) for i in range(3)]
+    with pytest.raises(ValueError) as caught:
+        simulator().step(*inputs)
+    assert str(caught.value) == f"{name}: expected shape (2, 1), got {shape}"
+
+
+def test_one_motor_does_not_drive_all_joints():
+    env = make(2)
+    env.actuate = lambda action: action[:, :1]
+    with pytest.raises(ValueError, match=r"joint_act: expected shape \(2, 6\), got \(2, 1\)"):
+        env.step(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("frame", [{"offset": (0, 1, 0)}, {"rotation": Z_UP}])
+def test_a_free_joint_has_no_frame_of_its_own(frame):
+    with pytest.raises(ValueError, match=r"link 0 \(ball\): a free joint has no offset and no rotation, .* got"):
+        simulator(Link("ball", -1, FREE, mass=1.0, inertia=(1, 1, 1), **frame))
+
+
+@pytest.mark.parametrize("spring", [{"stiffness": 1.0}, {"limits": (-4.0, 4.0)}])
+def test_a_joint_that_translates_along_x_has_no_place_of_its_own(spring):
+    cart = Link("cart", -1, PRISMATIC, axis=(1, 0, 0), mass=1.0, **spring)
+    with pytest.raises(ValueError, match=r"link 0 \(cart\): translates_along_x needs a joint without .*, got"):
+        simulator(cart, translates_along_x=True)
+    simulator(cart)

@@ -4,6 +4,9 @@ articulation.py is what the author of a robot writes, model.py the same as the k
 kinematics.py, forces.py, body_contact.py, mass_matrix.py, integrate.py, reference_point.py.  substeps.py puts them in
 order, one environment step forward and backward; simulator.py makes it one node of autograd's graph.  Nothing here
 knows of tasks, rewards or episodes.
+
+Kernels list what they read and write under Model, Parameters, State in and State out.  Outputs are named as what they
+hold, with the suffix _out where an input has that name.
 """
 
 from envs.physics.articulation import (
@@ -21,7 +24,7 @@ from envs.physics.articulation import (
     contact_pair,
     end_contacts,
 )
-from envs.physics.simulator import Simulator, resolve_device
+from envs.physics.simulator import Simulator, resolve_device, whole_number
 
 __all__ = [
     "FIXED",
@@ -39,4 +42,5 @@ __all__ = [
     "contact_pair",
     "end_contacts",
     "resolve_device",
+    "whole_number",
 ]

@@ -37,9 +37,9 @@ class Link:
     axis: tuple = (0.0, 0.0, 0.0)
     """direction of a prismatic or revolute joint, unit length"""
     offset: tuple = (0.0, 0.0, 0.0)
-    """position of the joint in the parent's frame"""
+    """position of the joint in the parent's frame; (0, 0, 0) for a free joint, whose joint_q is the link's pose"""
     rotation: tuple = IDENTITY
-    """orientation of the joint in the parent's frame, quaternion xyzw"""
+    """orientation of the joint in the parent's frame, quaternion xyzw; that of the world for a free joint"""
     mass: float = 0.0
     com: tuple = (0.0, 0.0, 0.0)
     inertia: tuple = (0.0, 0.0, 0.0)
@@ -121,7 +121,7 @@ class Articulation:
     """what it looks like; the dynamics do not read them"""
     gravity: tuple = (0.0, -9.81, 0.0)
     translates_along_x: bool = False
-    """the first joint slides freely along world x: its coordinate may be counted from anywhere"""
+    """the first joint slides along world x, without spring and limits: its coordinate may be counted from anywhere"""
 
     @property
     def num_coords(self) -> int:
@@ -177,6 +177,15 @@ def check(articulation):
                 raise ValueError(f"{kind} {i}: link must be 0 .. {num_links - 1}, got {part.link}")
 
 
+def check_free_joints(articulation):
+    """Raise ValueError for a free joint with a frame of its own: pictures may turn it, but it would move wrongly."""
+    for i, link in enumerate(articulation.links):
+        frame = (*link.offset, *link.rotation)
+        if link.joint == FREE and frame != (0.0, 0.0, 0.0, *IDENTITY):
+            expected = f"link {i} ({link.name}): a free joint has no offset and no rotation, joint_q is the link's pose"
+            raise ValueError(f"{expected}; got {link.offset}, {link.rotation}")
+
+
 def _check_link(i, link):
     if not -1 <= link.parent < i:
         raise ValueError(f"link {i} ({link.name}): parent must be -1 or an earlier link, got {link.parent}")
@@ -197,5 +206,8 @@ def _check_slides_along_x(articulation):
     axis = wp.quat_rotate(wp.quat(*root.rotation), wp.vec3(*root.axis))
     if root.joint != PRISMATIC or not np.allclose(axis, (1.0, 0.0, 0.0), atol=1e-6):
         raise ValueError(f"link 0 ({root.name}): translates_along_x needs a prismatic joint along world x")
+    if root.stiffness != 0.0 or tuple(root.limits) != Link.limits:
+        got = f"stiffness {root.stiffness} and limits {root.limits}"
+        raise ValueError(f"link 0 ({root.name}): translates_along_x needs a joint without spring and limits, got {got}")
     if len(articulation.roots) > 1:
         raise ValueError(f"link 0 ({root.name}): translates_along_x needs a single root")

@@ -108,6 +108,7 @@ def touching_edges(pairs: PairModel, k: int, link_pose: wp.array2d[wp.transform]
 def find_touching(
     # Model:
     pairs: PairModel,
+    # Parameters:
     lanes: int,
     # State in:
     link_pose: wp.array2d[wp.transform],
@@ -151,16 +152,20 @@ def depth_inside(p: wp.vec3, half: wp.vec3):
 def contact_wrench(m: Meeting, velocity: wp.spatial_vector, depth: float, normal: wp.vec3, p: wp.vec3):
     """Wrench on the shape, whose twist relative to the box is velocity; normal and point p are in the box's frame."""
     material = m.material
+    ke = material[0]
+    kd = material[1]
+    kf = material[2]
+    mu = material[3]
     n = wp.transform_vector(m.box, normal)
     point = wp.transform_point(m.box, p)
     u = wp.spatial_bottom(velocity) + wp.cross(wp.spatial_top(velocity), point)
     u_n = wp.dot(u, n)
-    f_n = material[0] * depth + material[1] * wp.min(depth / DAMPING_DEPTH, 1.0) * wp.max(-u_n, 0.0)
+    f_n = ke * depth + kd * wp.min(depth / DAMPING_DEPTH, 1.0) * wp.max(-u_n, 0.0)
     u_t = u - u_n * n
     slip = wp.length(u_t)
-    cone = material[3] * f_n
-    f_t = -material[2] * u_t
-    if material[2] * slip > cone:
+    cone = mu * f_n
+    f_t = -kf * u_t
+    if kf * slip > cone:
         f_t = -(cone / slip) * u_t
     f = f_n * n + f_t
     return wp.spatial_vector(wp.cross(point, f), f)
@@ -203,7 +208,7 @@ def sphere_wrench(m: Meeting, velocity: wp.spatial_vector, radii: wp.vec2):
 
 
 @wp.func
-def pair_wrench(
+def wrench_on_first(
     pairs: PairModel,
     k: int,
     edges: wp.vec2i,
@@ -211,6 +216,7 @@ def pair_wrench(
     link_twist: wp.array2d[wp.spatial_vector],
     env: int,
 ):
+    """Wrench of the second shape of pair k on the first, about the reference point, in world axes."""
     first = shape_frame(pairs, k, 0, link_pose, env)
     second = shape_frame(pairs, k, 1, link_pose, env)
     velocity = link_twist[env, pairs.links[k][0]] - link_twist[env, pairs.links[k][1]]
@@ -235,31 +241,37 @@ def pair_wrench(
 def pair_wrenches(
     # Model:
     pairs: PairModel,
+    # Parameters:
     lanes: int,
     # State in:
     link_pose: wp.array2d[wp.transform],
     link_twist: wp.array2d[wp.spatial_vector],
     touching: wp.array2d[wp.vec2i],
     # State out:
-    wrench: wp.array2d[wp.spatial_vector],
+    pair_wrench: wp.array2d[wp.spatial_vector],
 ):
     """Wrench of the second shape on the first of every pair; the opposite acts on the second."""
     lane, env = wp.tid()
     for k in range(lane, pairs.reach.shape[0], lanes):
         edges = touching[env, k]
         if edges[0] != 0 or edges[1] != 0:
-            wrench[env, k] = pair_wrench(pairs, k, edges, link_pose, link_twist, env)
+            pair_wrench[env, k] = wrench_on_first(pairs, k, edges, link_pose, link_twist, env)
         else:
-            wrench[env, k] = wp.spatial_vector()
+            pair_wrench[env, k] = wp.spatial_vector()
 
 
 @wp.func
 def sum_of_pairs(
-    pair: wp.array[int], sign: wp.array[float], wrench: wp.array2d[wp.spatial_vector], env: int, start: int, end: int
+    pair: wp.array[int],
+    sign: wp.array[float],
+    pair_wrench: wp.array2d[wp.spatial_vector],
+    env: int,
+    start: int,
+    end: int,
 ):
     total = wp.spatial_vector()
     for k in range(start, end):
-        total += sign[k] * wrench[env, pair[k]]
+        total += sign[k] * pair_wrench[env, pair[k]]
     return total
 
 
@@ -269,11 +281,11 @@ def subtract_pair_wrenches(
     pairs: PairModel,
     # State in:
     link_wrench: wp.array2d[wp.spatial_vector],
-    wrench: wp.array2d[wp.spatial_vector],
+    pair_wrench: wp.array2d[wp.spatial_vector],
     # State out:
     net_wrench: wp.array2d[wp.spatial_vector],
 ):
     env = wp.tid()
     for i in range(link_wrench.shape[1]):
-        contact = sum_of_pairs(pairs.pair, pairs.sign, wrench, env, pairs.pair_start[i], pairs.pair_start[i + 1])
+        contact = sum_of_pairs(pairs.pair, pairs.sign, pair_wrench, env, pairs.pair_start[i], pairs.pair_start[i + 1])
         net_wrench[env, i] = link_wrench[env, i] - contact

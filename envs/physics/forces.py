@@ -1,15 +1,17 @@
-"""Wrenches on the links and what they mean for the joints: inertia, gravity, ground contact, springs, limits.
+"""What each link needs at qdd = 0, and what is left for the joints: inertia, gravity, ground contact, springs, limits.
 
 Together these kernels are the recursive Newton-Euler algorithm with qdd = 0 (Featherstone 2008, section 5.3) plus the
-contact model of DFlex.  Wrenches are (moment about the reference point; force) in world axes.
+contact model of DFlex.  The wrench of a link is what its joints must supply: inertia less gravity and ground contact.
+So the joint forces are actuation, springs and limits less the bias force C = S . (sum of wrenches over the subtree).
+Wrenches are (moment about the reference point; force) in world axes.
 
 Ground contact is a penalty force on points sunk d > 0 below the plane y = 0, moving with velocity u:
 
     normal      f_n = ke d + kd d max(-u_y, 0)            damping grows with depth and never pulls
     friction    f_t = -u_t / |u_t| min(kf |u_t|, mu ke d)   viscous up to a Coulomb cone of the elastic part
 
-What is smoothed: the force is continuous at touch-down (both terms vanish with d), at |u_t| = 0 (viscous branch) and at
-a joint limit (spring and damper grow from there, or the damper acts everywhere).
+What is smoothed: the force is continuous at touch-down (both terms vanish with d), at |u_t| = 0 (viscous branch) and
+at a joint limit, where spring and damper start at zero; with limit_damping_depth 0 the damper acts always.
 What is not differentiated: the choice of a branch (touching or not, sticking or sliding, inside or outside a limit);
 the force has a kink there and the gradient is the one of the branch taken.
 """
@@ -23,7 +25,7 @@ from envs.physics.model import Model
 def lowest_height(model: Model, k: int, pose: wp.transform):
     """Height of the lowest point of contact sphere k above the ground: p_y - radius.
 
-    Most are in the air, and one row of the rotation matrix tells so more cheaply than contact_wrench and its adjoint.
+    Most are in the air, and one row of the rotation matrix tells so more cheaply than ground_wrench and its adjoint.
     """
     r = wp.transform_get_rotation(pose)
     row_y = wp.vec3(
@@ -33,19 +35,22 @@ def lowest_height(model: Model, k: int, pose: wp.transform):
 
 
 @wp.func
-def contact_wrench(model: Model, k: int, pose: wp.transform, twist: wp.spatial_vector):
+def ground_wrench(model: Model, k: int, pose: wp.transform, twist: wp.spatial_vector):
     """Wrench of the ground on contact point k, which is sunk into it, of a link with this pose and twist."""
     material = model.contact_material[k]
+    ke = material[0]
+    kd = material[1]
+    kf = material[2]
+    mu = material[3]
     p = wp.transform_point(pose, model.contact_point[k]) - wp.vec3(0.0, model.contact_radius[k], 0.0)
     depth = wp.max(-p[1], 0.0)  # by rounding, a point that lowest_height finds sunk may be out here
     u = wp.spatial_bottom(twist) + wp.cross(wp.spatial_top(twist), p)
     u_t = wp.vec3(u[0], 0.0, u[2])
-    f_n = material[0] * depth + material[1] * depth * wp.max(-u[1], 0.0)
-    cone = material[3] * material[0] * depth
-    viscous = material[2]
+    f_n = ke * depth + kd * depth * wp.max(-u[1], 0.0)
+    cone = mu * ke * depth
     slip = wp.length(u_t)
-    f_t = -viscous * u_t
-    if viscous * slip > cone:
+    f_t = -kf * u_t
+    if kf * slip > cone:
         f_t = -(cone / slip) * u_t
     f = wp.vec3(f_t[0], f_n, f_t[2])
     return wp.spatial_vector(wp.cross(p, f), f)
@@ -56,7 +61,7 @@ def ground_contact(model: Model, link: int, pose: wp.transform, twist: wp.spatia
     total = wp.spatial_vector()
     for k in range(model.contact_start[link], model.contact_start[link + 1]):
         if lowest_height(model, k, pose) < 0.0:
-            total += contact_wrench(model, k, pose, twist)
+            total += ground_wrench(model, k, pose, twist)
     return total
 
 
@@ -90,6 +95,7 @@ def link_wrenches(
     # State out:
     link_wrench: wp.array2d[wp.spatial_vector],
 ):
+    """What the joints must supply to each link at qdd = 0: inertia less gravity and ground contact."""
     i, env = wp.tid()
     pose = link_pose[env, i]
     twist = link_twist[env, i]
@@ -135,7 +141,8 @@ def joint_forces(
     joint_tau: wp.array2d[float],
 ):
     env = wp.tid()
-    # leaves to root: what must act on the subtree of each link
+    # leaves to root: what must act on the subtree of each link.  The children's entries are read back; each is written
+    # once, before its reader, so the adjoint is right
     for k in range(model.num_links):
         i = model.num_links - 1 - k
         tree_wrench[env, i] = link_wrench[env, i] + sum_of_children(model, tree_wrench, env, i)

@@ -24,7 +24,7 @@ def turn(r: wp.quat, w: wp.vec3, h: float):
 
 @wp.kernel
 def integrate_velocity(
-    # Model:
+    # Parameters:
     h: float,
     # State in:
     joint_qd: wp.array2d[float],
@@ -40,6 +40,7 @@ def integrate_velocity(
 def integrate_position(
     # Model:
     model: Model,
+    # Parameters:
     h: float,
     # State in:
     joint_q: wp.array2d[float],

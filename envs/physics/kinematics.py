@@ -86,6 +86,7 @@ def forward_kinematics(
     link_bias: wp.array2d[wp.spatial_vector],
 ):
     env = wp.tid()
+    # the parents' entries are read back; each is written once, before its readers, so the adjoint is right
     for i in range(model.num_links):
         parent = model.link_parent[i]
         X_joint = model.joint_frame[i]

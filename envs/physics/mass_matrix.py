@@ -4,9 +4,9 @@ H comes from the composite-rigid-body algorithm: H_ij = S_i . (I_subtree(i) S_j)
 root, zero for dofs on different branches (Featherstone 2008, section 6.2).  Only the lower triangle is stored.
 It is factorised as L' D L from the leaves to the root, which fills in no zeros of the tree (section 6.5).
 
-The factorisation is not differentiated through.  With qdd = H^-1 tau and a gradient g with respect to qdd,
+The factorisation is not differentiated through.  With qdd = H^-1 tau and the gradient g = dJ/dqdd of a loss J,
 
-    lambda = H^-1 g,     dL/dtau = lambda,     dL/dH = -lambda qdd'
+    lambda = H^-1 g,     dJ/dtau = lambda,     dJ/dH = -lambda qdd'
 
 so the adjoint of a solve is one more solve with the same factors.
 """
@@ -51,6 +51,7 @@ def composite_inertias(
     tree_inertia: wp.array2d[wp.mat33],
 ):
     env = wp.tid()
+    # the children's entries are read back; each is written once, before its reader, so the adjoint is right
     for k in range(model.num_links):
         i = model.num_links - 1 - k
         pose = link_pose[env, i]
@@ -157,7 +158,7 @@ def solve_adjoint(
     grad_H: wp.array3d[float],
     grad_qdd: wp.array2d[float],
 ):
-    """dL/dH -= lambda qdd' with lambda = dL/dtau; an entry below the diagonal stands for its mirror image too.
+    """dJ/dH -= lambda qdd' with lambda = dJ/dtau; an entry below the diagonal stands for its mirror image too.
 
     The gradient with respect to qdd is used up and left at zero, as Warp's own adjoint of a store does.
     """

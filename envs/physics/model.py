@@ -16,7 +16,7 @@ class Model:
 
     num_links: int
     num_dofs: int
-    num_positions: int  # how many of the first coordinates may be counted from anywhere: 3, 1 (along x) or 0
+    num_shifted: int  # leading coordinates measured from the reference point: 3, 1 (along x) or 0
     gravity: wp.vec3
     # per link
     link_parent: wp.array[int]
@@ -77,7 +77,7 @@ def build_model(articulation: Articulation, device) -> Model:
     model = Model()
     model.num_links = len(articulation.links)
     model.num_dofs = articulation.num_dofs
-    model.num_positions = _num_positions(articulation)
+    model.num_shifted = _num_shifted(articulation)
     model.gravity = wp.vec3(*articulation.gravity)
     columns = _link_columns(articulation.links) | _dof_columns(articulation.links) | _contact_columns(articulation)
     return _fill(model, columns, device)
@@ -95,7 +95,7 @@ def _fill(model, columns, device):
     return model
 
 
-def _num_positions(articulation):
+def _num_shifted(articulation):
     """A single floating root may be anywhere; beside a second root its place matters."""
     floats = articulation.links[0].joint == FREE and len(articulation.roots) == 1
     return 3 if floats else int(articulation.translates_along_x)

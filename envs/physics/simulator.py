@@ -1,20 +1,20 @@
 """One environment step of an articulation, differentiable from torch.
 
-    move the origin below the robot               (reference_point.py)
+    move the origin to the reference point        (reference_point.py)
     repeat `substeps` times, h = dt / substeps:
         X, S, v, a  <- forward_kinematics(q, qd)
-        f           <- link_wrenches(X, v, a)         inertia, gravity, ground contact
+        f           <- link_wrenches(X, v, a)         inertia less gravity and ground contact
         f           <- f - pair_wrenches(X, v)        contact between bodies, where a robot has any
-        tau         <- joint_forces(f, q, qd, act)
+        tau         <- joint_forces(f, q, qd, act)    actuation and springs less the bias force C
         H           <- mass_matrix(X, S)              every `mass_matrix_interval` substeps, and factorised
         qdd         <- H^-1 tau
         q, qd       <- integrate_velocity(qd, qdd), then integrate_position(q, qd)
     move the origin back
 
 The derivative is Warp's adjoint of these kernels (for the solve: see mass_matrix.py).  It includes the path through a
-mass matrix that several substeps share.  autograd keeps only the state at the start of each environment step.  What
-the kernels computed during the last KEPT_STEPS steps is still in the buffers (substeps.py) when the backward pass
-comes; steps before that are run again from their start.
+mass matrix that several substeps share.  autograd keeps only the inputs of each environment step.  What the
+kernels computed during the latest steps, up to KEPT_STEPS of them, is still in the buffers (substeps.py) when the
+backward pass comes; steps before that are run again from their inputs.
 """
 
 import os
@@ -24,18 +24,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import torch
 import warp as wp
 
+from envs.physics.articulation import check_free_joints
 from envs.physics.model import build_model, build_pair_model
 from envs.physics.substeps import Substeps
 
 MIN_ENVS_PER_THREAD = 16
-KEPT_STEPS = 32
-"""environment steps whose intermediate values are kept for the backward pass"""
-KEPT_BYTES = 2**30
-"""fewer are kept if they would need more memory than this"""
-KEPT_AT_FIRST = 4
-"""capturing the launches for new buffers takes time, so only this many steps are kept at first,"""
-STEPS_PER_KEPT = 4
-"""and one more whenever this many steps have been made"""
+# Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 1 GiB.
+# Recording the launches for new buffers takes time, so 4 steps are kept at first, and one more after every 4 steps.
+KEPT_STEPS, KEPT_BYTES = 32, 2**30
+KEPT_AT_FIRST, STEPS_PER_KEPT = 4, 4
 
 
 class Simulator:
@@ -44,7 +41,8 @@ class Simulator:
     dt: duration of one environment step in s, divided into `substeps`.
     mass_matrix_interval: the mass matrix is rebuilt at substeps 0, k, 2k, ... of each environment step.
     device: "cpu", "cuda" or "cuda:1".  On the CPU the environments are split among `num_threads` threads, by default
-    torch's number of them, but at most one per 16 environments.
+    torch's number of them, but at most one per 16 environments; on CUDA num_threads is None.
+    Raises ValueError for an argument that is none of this, or an articulation that cannot be simulated.
 
     The buffers are static: one Simulator serves one thread of the caller at a time.  On the CPU results do not depend
     on the number of threads; on CUDA gradients may differ in the last bits from run to run (atomic sums).
@@ -53,13 +51,19 @@ class Simulator:
     def __init__(self, articulation, num_envs, dt, substeps, mass_matrix_interval, device="cpu", num_threads=None):
         wp.init()
         self.device = resolve_device(device)
+        whole_number("num_envs", num_envs)
+        whole_number("substeps", substeps)
+        whole_number("mass_matrix_interval", mass_matrix_interval)
         num_threads = self._num_threads(num_envs, num_threads)
         bounds = [num_envs * k // num_threads for k in range(num_threads + 1)]
         self.slices = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
         models = [build(articulation, wp.device_from_torch(self.device)) for build in (build_model, build_pair_model)]
+        check_free_joints(articulation)
+        positions, velocities = (num_envs, articulation.num_coords), (num_envs, articulation.num_dofs)
+        self.shapes = {"joint_q": positions, "joint_qd": velocities, "joint_act": velocities}
         self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
         self.batches = self._new_batches()
-        self.kept = deque([self.batches])  # with what they computed; the batches of the latest step are the last
+        self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
         self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
         self.step_count = 0
         self.pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
@@ -70,9 +74,12 @@ class Simulator:
         joint_q (N, nq), joint_qd (N, nv), joint_act (N, nv; forces in N, torques in N m), float32 on the device.
         The six entries of joint_act for a free joint are a wrench about the reference point (0 in every task).
         Returns the new joint_q and joint_qd, differentiable with respect to all three, and `diverged` (N,) bool.
-        A diverged environment propagates no gradient.
+        A diverged environment propagates no gradient.  Raises ValueError for another shape.
         """
         inputs = (joint_q, joint_qd, joint_act)
+        for (name, shape), x in zip(self.shapes.items(), inputs):
+            if x.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
         self.step_count += 1
         # without a gradient, the buffers of the step before are used again
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -100,7 +107,11 @@ class Simulator:
         return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results))
 
     def _num_threads(self, num_envs, num_threads):
+        if num_threads is not None:
+            whole_number("num_threads", num_threads)
         if self.device.type != "cpu":
+            if num_threads is not None:
+                raise ValueError(f"num_threads: expected None on {self.device}, which has its own, got {num_threads}")
             return 1
         wanted = num_threads or min(os.cpu_count() or 1, torch.get_num_threads())
         return max(1, min(wanted, num_envs // MIN_ENVS_PER_THREAD))
@@ -133,8 +144,15 @@ def resolve_device(device):
     return torch.device("cpu") if device.type == "cpu" else device
 
 
+def whole_number(name, value, at_least=1):
+    """The value of the argument `name`. Raises ValueError if it is not an int, or too small."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
+    return value
+
+
 class _SimulatorStep(torch.autograd.Function):
-    """The simulator as one node of autograd's graph, which keeps nothing but the state at the start of the step."""
+    """The simulator as one node of autograd's graph, which keeps nothing but the inputs of the step."""
 
     @staticmethod
     def forward(ctx, simulator, batches, step, joint_q, joint_qd, joint_act):

@@ -1,8 +1,11 @@
-"""One environment step as a list of kernel launches on static buffers: forward the list, backward the list reversed.
+"""The buffers and graphs of one environment step for a batch of environments.
+
+A step is a list of kernel launches on static buffers: forward the list, backward the list reversed.
 
 A kernel's adjoint reads its inputs from memory again, so every substep has arrays of its own (`Intermediates`): with
 shared ones the adjoint of the first substep would silently use the values of the last.  The gradients of these values
-live for one substep only and share one set of buffers; the adjoint of each store leaves them at zero.
+live for one substep only (that of H until the substep that built it) and share one set of buffers; the adjoint of
+each store leaves them at zero.
 
 `forward` leaves these values behind, and `backward` of the same step starts from them.  Where another step has used
 the buffers in between, it runs the substeps again first.
@@ -30,7 +33,7 @@ from envs.physics.reference_point import choose_reference_point, move_origin_of_
 
 
 @dataclass
-class State:
+class Variable:
     """What goes into a step or comes out of it: a Warp array with a gradient, and torch's views of both."""
 
     array: wp.array
@@ -46,7 +49,9 @@ class Stage:
     threads: tuple  # per environment
     inputs: list
     outputs: list
-    adjoint: list | None = None  # stages, in the order of the backward pass, in place of Warp's adjoint of the kernel
+    adjoint_stages: list | None = (
+        None  # stages, in the order of the backward pass, in place of Warp's adjoint of the kernel
+    )
 
 
 NO_DERIVATIVE = []  # the adjoint of a stage whose outputs are constants
@@ -56,27 +61,27 @@ class Intermediates:
     """What one substep computes on its way: each value is written once."""
 
     def __init__(self, allocate, num_dofs, num_links, num_pairs, rebuilds_mass_matrix):
-        self.link_pose = allocate("link_pose", wp.transform, num_links)
-        self.motion_subspace = allocate("motion_subspace", wp.spatial_vector, num_dofs)
-        self.link_twist = allocate("link_twist", wp.spatial_vector, num_links)
-        self.link_bias = allocate("link_bias", wp.spatial_vector, num_links)
-        self.link_wrench = self.net_wrench = allocate("link_wrench", wp.spatial_vector, num_links)
-        self.tree_wrench = allocate("tree_wrench", wp.spatial_vector, num_links)
+        self.link_pose = allocate("link_pose", wp.transform, num_links)  # X
+        self.motion_subspace = allocate("motion_subspace", wp.spatial_vector, num_dofs)  # S
+        self.link_twist = allocate("link_twist", wp.spatial_vector, num_links)  # v
+        self.link_bias = allocate("link_bias", wp.spatial_vector, num_links)  # a
+        self.link_wrench = self.net_wrench = allocate("link_wrench", wp.spatial_vector, num_links)  # f
+        self.tree_wrench = allocate("tree_wrench", wp.spatial_vector, num_links)  # sums of f from the leaves on
         if num_pairs > 0:
             self.touching = allocate(None, wp.vec2i, num_pairs)  # without a gradient, see body_contact.py
             self.pair_wrench = allocate("pair_wrench", wp.spatial_vector, num_pairs)
-            self.net_wrench = allocate("net_wrench", wp.spatial_vector, num_links)
-        self.joint_tau = allocate("joint_tau", float, num_dofs)
-        self.joint_qdd = allocate("joint_qdd", float, num_dofs)
+            self.net_wrench = allocate("net_wrench", wp.spatial_vector, num_links)  # f less the pairs' wrenches
+        self.joint_tau = allocate("joint_tau", float, num_dofs)  # tau
+        self.joint_qdd = allocate("joint_qdd", float, num_dofs)  # qdd
         if rebuilds_mass_matrix:
-            self.tree_moment = allocate("tree_moment", wp.vec3, num_links)
-            self.tree_inertia = allocate("tree_inertia", wp.mat33, num_links)
+            self.tree_moment = allocate("tree_moment", wp.vec3, num_links)  # m c of a subtree
+            self.tree_inertia = allocate("tree_inertia", wp.mat33, num_links)  # I of a subtree
             self.H = allocate("H", float, num_dofs, num_dofs)
-            self.factor = allocate(None, float, num_dofs, num_dofs)  # without a gradient, see mass_matrix.py
+            self.factor = allocate(None, float, num_dofs, num_dofs)  # L and 1 / D, without a gradient: mass_matrix.py
 
 
 class Substeps:
-    """A batch of environments: buffers for the states and intermediate values of all substeps, and the two graphs."""
+    """Runs environment steps of one batch, forward and backward, on its own buffers."""
 
     def __init__(self, model: Model, pairs: PairModel, articulation: Articulation, num_envs, dt, substeps, interval):
         self.model, self.pairs, self.num_envs = model, pairs, num_envs
@@ -84,15 +89,16 @@ class Substeps:
         self.num_links, self.num_pairs = len(articulation.links), len(articulation.contact_pairs)
         self.h, self.interval = dt / substeps, interval
         self.warp_device = model.link_mass.device
-        # threads that share an environment's pairs: on the CPU, starting one costs more than a pair that is apart
+        # threads that share an environment's pairs: on the CPU a thread costs more than checking a distant pair, so one
+        # does them all
         self.lanes = self.num_pairs if self.warp_device.is_cuda else 1
         self.grads, self.num_bytes, self.step_held = {}, 0, None
-        self.world_q, self.new_q = self._state(self.num_coords), self._state(self.num_coords)
-        self.world_qd, self.new_qd = self._state(self.num_dofs), self._state(self.num_dofs)
-        self.act = self._state(self.num_dofs)
+        self.world_q, self.new_q = self._variable(self.num_coords), self._variable(self.num_coords)
+        self.world_qd, self.new_qd = self._variable(self.num_dofs), self._variable(self.num_dofs)
+        self.act = self._variable(self.num_dofs)
         # about the reference point, at the start of each substep and after the last
-        self.q = [self._variable(self.num_coords) for _ in range(substeps + 1)]
-        self.qd = [self._variable(self.num_dofs) for _ in range(substeps + 1)]
+        self.q = [self._differentiable(self.num_coords) for _ in range(substeps + 1)]
+        self.qd = [self._differentiable(self.num_dofs) for _ in range(substeps + 1)]
         self.inputs = (self.world_q, self.world_qd, self.act)
         self.reference_point = self._allocate(None, wp.vec3)
         self.diverged = self._allocate(None, wp.bool)
@@ -115,9 +121,9 @@ class Substeps:
 
         step: a number that is given to no other step.
         """
-        self.step_held = None  # until the launches have ended, the buffers hold no step whole
-        for state, value in zip(self.inputs, (joint_q, joint_qd, joint_act)):
-            state.value.copy_(value)
+        self.step_held = None  # until the launches finish, the buffers belong to no step
+        for variable, value in zip(self.inputs, (joint_q, joint_qd, joint_act)):
+            variable.value.copy_(value)
         self._replay(self.forward_graph)
         self.step_held = step
         return self.new_q.value.clone(), self.new_qd.value.clone(), self.diverged_rows.clone()
@@ -127,19 +133,19 @@ class Substeps:
         if self.step_held != step:
             self.forward(step, joint_q, joint_qd, joint_act)
         # adjoint kernels add to the gradients of their inputs and clear those of their outputs
-        for state in self.inputs:
-            state.grad.zero_()
+        for variable in self.inputs:
+            variable.grad.zero_()
         self.new_q.grad.copy_(grad_q)
         self.new_qd.grad.copy_(grad_qd)
         self._replay(self.backward_graph)
-        return tuple(state.grad.clone() for state in self.inputs)
+        return tuple(variable.grad.clone() for variable in self.inputs)
 
     def stages(self):
         """One environment step, in the order of the physics."""
         model, point, dofs = self.model, self.reference_point, (self.num_dofs,)
         world_q, world_qd, new_q, new_qd = (x.array for x in (self.world_q, self.world_qd, self.new_q, self.new_qd))
 
-        # move the origin below the robot
+        # move the origin to the reference point
         yield Stage(choose_reference_point, (), [model, world_q], [point], NO_DERIVATIVE)
         yield Stage(move_origin_of_positions, (self.num_coords,), [model, 1.0, point, world_q], [self.q[0]])
         yield Stage(move_origin_of_velocities, dofs, [model, 1.0, point, world_qd], [self.qd[0]])
@@ -152,14 +158,14 @@ class Substeps:
         yield Stage(move_origin_of_velocities, dofs, [model, -1.0, point, self.qd[-1]], [new_qd])
         yield Stage(find_diverged, (), [new_q, new_qd], [self.diverged], NO_DERIVATIVE)
 
-    def launch(self, stage, **adjoint):
-        """Run one stage; adjoint: options of wp.launch."""
+    def launch(self, stage, **warp_options):
+        """Run one stage; warp_options: those of wp.launch."""
         dim = (*stage.threads, self.num_envs)
-        wp.launch(stage.kernel, dim, stage.inputs, stage.outputs, device=self.warp_device, **adjoint)
+        wp.launch(stage.kernel, dim, stage.inputs, stage.outputs, device=self.warp_device, **warp_options)
 
     def _substep(self, s):
         model, links, dofs = self.model, (self.num_links,), (self.num_dofs,)
-        (q, new_q), (qd, new_qd) = self.q[s : s + 2], self.qd[s : s + 2]
+        (q, next_q), (qd, next_qd) = self.q[s : s + 2], self.qd[s : s + 2]
         x, rebuilt = self.steps[s], self.steps[s - s % self.interval]  # the latest mass matrix is that of `rebuilt`
 
         # X, S, v, a
@@ -182,12 +188,11 @@ class Substeps:
             yield Stage(factorise, (), [model, x.H], [x.factor], NO_DERIVATIVE)
 
         # qdd = H^-1 tau
-        solution = [x.joint_qdd]
-        yield Stage(solve, (), [model, rebuilt.factor, x.joint_tau], solution, self._adjoint_of_solve(x, rebuilt))
+        yield Stage(solve, (), [model, rebuilt.factor, x.joint_tau], [x.joint_qdd], self._adjoint_of_solve(x, rebuilt))
 
         # q, qd
-        yield Stage(integrate_velocity, dofs, [self.h, qd, x.joint_qdd], [new_qd])
-        yield Stage(integrate_position, links, [model, self.h, q, new_qd], [new_q])
+        yield Stage(integrate_velocity, dofs, [self.h, qd, x.joint_qdd], [next_qd])
+        yield Stage(integrate_position, links, [model, self.h, q, next_qd], [next_q])
 
     def _body_contact(self, x):
         pairs, lanes, poses = self.pairs, self.lanes, x.link_pose
@@ -209,11 +214,11 @@ class Substeps:
 
     def _launch_backward(self):
         for stage in reversed(list(self.stages())):
-            if stage.adjoint is None:
+            if stage.adjoint_stages is None:
                 gradients = [_gradient(x) for x in stage.inputs], [x.grad for x in stage.outputs]
                 self.launch(stage, adj_inputs=gradients[0], adj_outputs=gradients[1], adjoint=True)
             else:
-                for replacement in stage.adjoint:
+                for replacement in stage.adjoint_stages:
                     self.launch(replacement)
 
     def _capture(self, launches):
@@ -222,6 +227,7 @@ class Substeps:
         return capture.graph
 
     def _replay(self, graph):
+        """Run the launches of stages(), which __init__ has recorded."""
         # on CUDA the graph must run on torch's stream, between the copies in and out
         stream = wp.stream_from_torch(self.act.value.device) if self.warp_device.is_cuda else None
         wp.capture_launch(graph, stream=stream)
@@ -235,14 +241,14 @@ class Substeps:
         self.num_bytes += array.size * wp.types.type_size_in_bytes(dtype)
         return array
 
-    def _variable(self, width):
+    def _differentiable(self, width):
         array = self._zeros(float, width)
         array.grad = self._zeros(float, width)
         return array
 
-    def _state(self, width):
-        array = self._variable(width)
-        return State(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
+    def _variable(self, width):
+        array = self._differentiable(width)
+        return Variable(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
 
     def _allocate(self, name, dtype, *shape):
         """An array of its own for the value, the shared buffer of that name for its gradient."""
