@@ -1,8 +1,10 @@
 """Every script as a user runs it, in tiny sizes: whole runs, kill and resume, Ctrl-C, flags, NaN, and its text."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
+import itertools
 import math
 import re
 import shutil
@@ -46,6 +48,7 @@ def finished(tmp_path_factory):
             cwd = tmp_path_factory.mktemp(f"finished-{script}")
             run_here(cwd, script, *total(2))
             made[script] = run_dir(cwd) / "checkpoint.pt"
+            time.sleep(1.0)  # the logs of two processes are read in the order of the seconds in their names
         return made[script]
 
     return checkpoint
@@ -162,6 +165,7 @@ def test_kill_and_resume_is_bit_identical(whole, tmp_path):
     folder = run_dir(tmp_path)
     saved = load(folder / "checkpoint.pt")
     assert saved["iteration"] == 5 and (saved["episodes"] or script != "rpo")
+    time.sleep(1.0)  # the logs of two processes are read in the order of the seconds in their names
     output = run_here(tmp_path, script, "--checkpoint", folder / "checkpoint.pt")
     assert re.findall(r"^step (\d+)/", output, re.MULTILINE) == ["192", "224", "256"]
     # networks, optimisers, normaliser, environment, random numbers; the other run has been evaluated on the way
@@ -230,7 +234,6 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
     assert re.findall(r"^step (\d+)/128 ", output, re.MULTILINE) == ["96", "128"]
     state = load(folder / "checkpoint.pt")
     assert state["iteration"] == 4 and state["args"]["total_timesteps"] == 4 * STEPS
-    assert [step for step, _ in events(folder)["losses/value_loss"]] == [96, 128]
     assert not (tmp_path / "runs").exists()
 
 
@@ -279,6 +282,15 @@ def test_flags_on_which_the_state_of_a_run_depends_are_refused_beside_its_checkp
         flags = ["--checkpoint", finished(script), f"--{flag}", value]
         output = run_here(tmp_path, script, *flags, *total(9), expect=2)
         assert output == f"error: --{flag}: expected {ours}, as in --checkpoint, got {value}\n"
+
+
+def test_two_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path, monkeypatch):
+    for start_again in (False, True):
+        ticks = itertools.count()
+        monkeypatch.setattr(time, "time", lambda ticks=ticks: 1e9 + 1e-3 * next(ticks))
+        with pytest.raises(FileExistsError) if start_again else contextlib.nullcontext():
+            run_here(tmp_path, "rpo", *total(1))
+    assert load(run_dir(tmp_path) / "checkpoint.pt")["iteration"] == 1
 
 
 def test_wandb_gets_the_id_of_the_run_again_when_it_is_resumed(go_on, monkeypatch):
@@ -396,20 +408,28 @@ def test_networks_that_are_not_finite_end_the_run(tmp_path):
     assert_finite(state)
 
 
+@pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_rewards_that_are_not_finite_end_the_run(script, tmp_path, monkeypatch):
-    step, calls = envs.VectorEnv.step, []
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_learned_from(script, which, tmp_path, monkeypatch):
+    create, step, optimizers, calls = torch.optim.Optimizer.__init__, envs.VectorEnv.step, [], []
 
-    def spoiled(self, action):
-        obs, reward, *rest = step(self, action)
-        calls.append(self)
-        return obs, reward * (torch.nan if len(calls) > 10 else 1.0), *rest  # from the third iteration on
+    def remember(self, parameters, defaults):
+        parameters, number = [*parameters], len(optimizers)
+        create(self, parameters, defaults)
+        optimizers.append(self)
+        # from the fifth iteration on the gradient of one parameter of one optimiser is NaN
+        parameters[-1].register_hook(lambda grad: grad * torch.nan if number == which and len(calls) > 16 else grad)
 
-    monkeypatch.setattr(envs.VectorEnv, "step", spoiled)
+    monkeypatch.setattr(torch.optim.Optimizer, "__init__", remember)
+    monkeypatch.setattr(envs.VectorEnv, "step", lambda self, action: calls.append(self) or step(self, action))
+    if which > 1 and script in ("rpo", "shac", "ppo"):
+        run_here(tmp_path, script, *total(1))
+        assert len(optimizers) == 2  # it has no third one
+        return
     with pytest.raises(RuntimeError, match="non-finite"):
         run_here(tmp_path, script, *total(20))
     state = load(run_dir(tmp_path) / "checkpoint.pt")
-    assert state["iteration"] >= 2
+    assert state["iteration"] == 4
     assert_finite(state)
 
 
@@ -481,7 +501,8 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
     "env.reset",
     "num_threads = ",
     "num_obs, num_actions = ",
-    "start, episodes = ",
+    "start = ",
+    "episodes = ",
     "if checkpoint and world_size == 1",
     "if args.eval_only",
     "if rank == 0",
@@ -495,7 +516,7 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
     "print(",
     "if args.eval_freq",
     "for tag, value in metrics",
-    'checkpoint |= {"script"',
+    'checkpoint |= {"iteration"',
     'checkpoint |= {"rng"',
     "torch.save",
     "os.replace",

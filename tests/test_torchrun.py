@@ -31,7 +31,7 @@ ONE_ITERATION = f"--num-minibatches 1 --max-grad-norm 1e9 --num-eval-envs {NUM_E
 def observed(cwd, script, *flags):
     """A run inside this process: what it prints, its optimisers' first gradients and last weights, and its noise."""
     optimizers, first = [], []
-    create, step = torch.optim.AdamW.__init__, torch.optim.AdamW.step
+    create, step = torch.optim.Optimizer.__init__, torch.optim.AdamW.step
 
     def remember(self, *args, **options):
         create(self, *args, **options)
@@ -46,7 +46,7 @@ def observed(cwd, script, *flags):
         return step(self, *args, **options)
 
     with (
-        mock.patch.object(torch.optim.AdamW, "__init__", remember),
+        mock.patch.object(torch.optim.Optimizer, "__init__", remember),
         mock.patch.object(torch.optim.AdamW, "step", stepped),
         mock.patch.object(envs, "make", wraps=envs.make) as make,
     ):
@@ -64,16 +64,16 @@ def observed(cwd, script, *flags):
 @contextlib.contextmanager
 def numbers_of_each_environment(rank, size):
     """Noise and first states depend on the number of an environment, however many processes share them."""
-    generator, reset, share = torch.Generator().manual_seed(0), envs.VectorEnv.reset, NUM_ENVS // size
+    noise, reset, share = torch.Generator().manual_seed(0), envs.VectorEnv.reset, NUM_ENVS // size
 
-    def numbers(rows, width):  # one row or several, time first, of every environment of this process
+    def numbers(rows, width, generator=noise):  # one row or several, time first, of every environment of this process
         every = torch.randn(rows // share, NUM_ENVS, width, generator=generator)
         return every[:, rank * share : (rank + 1) * share].reshape(rows, width)
 
     def first_state(self, **options):
-        result = reset(self, **options)
+        result, generator = reset(self, **options), torch.Generator().manual_seed(1)
         if self.num_envs == share:
-            self.set_state(*(0.1 * numbers(*x.shape) for x in (self.joint_q, self.joint_qd)))
+            self.set_state(*(0.1 * numbers(*x.shape, generator) for x in (self.joint_q, self.joint_qd)))
         return result
 
     with (
