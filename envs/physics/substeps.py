@@ -166,7 +166,7 @@ class Substeps:
     def _substep(self, s):
         model, links, dofs = self.model, (self.num_links,), (self.num_dofs,)
         (q, next_q), (qd, next_qd) = self.q[s : s + 2], self.qd[s : s + 2]
-        x, rebuilt = self.substeps[s], self.substeps[s - s % self.interval]  # the latest mass matrix is that of `rebuilt`
+        x, rebuilt = self.substeps[s], self.substeps[s - s % self.interval]  # whose mass matrix is the latest
 
         # X, S, v, a
         motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
