@@ -356,9 +356,8 @@ def test_files_that_are_no_checkpoint_of_the_script_are_refused(finished, tmp_pa
     changed = torch.load(finished("rpo"), weights_only=True)
     changed["args"]["horizon"] = 32
     torch.save(changed, tmp_path / "changed.pt")
-    for script, name in [("rpo", name) for name in ("missing.pt", "corrupt.pt", "cut.pt", "foreign.pt")] + [
-        ("shac", finished("rpo"))
-    ]:
+    ours = [("rpo", name) for name in ("", "missing.pt", "corrupt.pt", "cut.pt", "foreign.pt")]
+    for script, name in (*ours, ("shac", finished("rpo"))):
         output = run_here(tmp_path, script, "--checkpoint", name, expect=2)
         assert output.startswith("error: --checkpoint: expected a checkpoint.pt") and str(name) in output
         assert len(output.splitlines()) == 1
