@@ -460,7 +460,7 @@ def test_siblings_differ_in_the_algorithm(a, b, limit):
 
 
 SHARED = {  # functions and classes, and the scripts in which they are the same
-    "ObsNormalizer": SCRIPTS,
+    "ObsNormalizer": [script for script in SCRIPTS if script != "gippo"],  # GI-PPO gathers rows of other kinds, too
     "evaluate": SCRIPTS,
     **dict.fromkeys(("layer_init", "mlp", "Actor", "Critic", "limit_rows"), RELATIVES),
     **dict.fromkeys(("td_lambda_targets", "critic_loss", "gaussian_kl"), RELATIVES),
@@ -481,7 +481,8 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
     "env.reset",
     "num_threads = ",
     "num_obs, num_actions = ",
-    "start, episodes = ",
+    "start = ",
+    "episodes = ",
     "if checkpoint and world_size == 1",
     "if args.eval_only",
     "if rank == 0",
