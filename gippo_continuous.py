@@ -563,8 +563,8 @@ if __name__ == "__main__":
             writer.add_scalar(tag, value, global_step)
         writer.flush()  # before the checkpoint: a resumed run begins after it
 
-        checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
-        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args), "alpha": alpha}
+        checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()} | {"alpha": alpha}
+        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
         checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
         torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")

@@ -490,7 +490,9 @@ if __name__ == "__main__":
 
     # TRY NOT TO MODIFY: start the game
     columns = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")  # what the losses read
-    num_threads, start_time, warned = torch.get_num_threads(), time.time(), False
+    warned = False
+    num_threads = torch.get_num_threads()
+    start_time = time.time()
     for iteration in range(start + 1, args.num_iterations + 1):
         # ALGO LOGIC: a rollout, and the targets of the critic
         times = [time.time()]

@@ -165,7 +165,7 @@ class Critic(nn.Module):
 
 
 class Temperature(nn.Module):
-    """alpha = exp(log_alpha), positive whatever the steps."""
+    """alpha = exp(log_alpha): it stays positive."""
 
     def __init__(self, alpha):
         super().__init__()
@@ -327,7 +327,7 @@ def evaluate(actor, normalizer, args, film):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: what came after the last checkpoint is lost
-    limits = {"batch_size": (1, 10**9), "learning_starts": (0, 10**9), "tau": (0.0, 1.0), "alpha": (1e-12, math.inf)}
+    limits = {"batch_size": (1, 10**9), "learning_starts": (0, 10**9), "tau": (0.0, 1.0)}
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed=("buffer_size",), **limits)
     rollout_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // rollout_size

@@ -29,6 +29,9 @@ LIMITS = {
     "gamma": (0.0, 1.0),
     "td_lambda": (0.0, 1.0),
     "gae_lambda": (0.0, 1.0),
+    "alpha": (1e-12, math.inf),
+    "max_grad_norm": (1e-12, math.inf),
+    "max_action_grad_norm": (1e-12, math.inf),
 }
 LEARNING_RATE = (1e-12, 1.0)  # of every flag whose name ends with learning_rate
 # flags that shape the state of a run: beside --checkpoint they have to be those of the run

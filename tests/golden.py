@@ -74,7 +74,7 @@ def joint_limits(task):
 
 def contact_motion(env, s):
     """The lowest points of the contact spheres and their velocities at substep s of the last step, (N, contacts, 3)."""
-    x, contacts = env.simulator.batches[0].steps[s], env.articulation.contacts
+    x, contacts = env.simulator.batches[0].substeps[s], env.articulation.contacts
     links = [contact.link for contact in contacts]
     pose, twist = x.link_pose.numpy()[:, links], x.link_twist.numpy()[:, links]
     r, u, w = np.array([contact.point for contact in contacts]), pose[..., 3:6], pose[..., 6:]

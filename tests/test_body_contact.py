@@ -29,7 +29,7 @@ def run(simulator, q, qd):
     """New state, and the bits of the edges that touched at the start (N, 2): the first shape's, the second's."""
     new_q, new_qd, diverged = simulator.step(q, qd, torch.zeros_like(qd))
     assert not diverged.any()
-    return new_q, new_qd, simulator.batches[0].steps[0].touching.numpy()[:, 0]
+    return new_q, new_qd, simulator.batches[0].substeps[0].touching.numpy()[:, 0]
 
 
 def rotation_matrices(quaternions):
@@ -94,7 +94,7 @@ def test_contact_acts_on_both_and_gives_no_energy(kind):
         touches = touching.any(axis=1)
         touched |= touches
         # what acts on one acts on the other, with the opposite sign and about the same point
-        x = simulator.batches[0].steps[0]
+        x = simulator.batches[0].substeps[0]
         contact = x.net_wrench.numpy() - x.link_wrench.numpy()
         assert np.allclose(contact[:, 0], -contact[:, 1], atol=1e-5 * max(1.0, np.abs(contact).max()))
         assert (np.abs(contact[touches, 0]).max(axis=1) > 0.0).all() and not contact[~touches].any()
@@ -106,7 +106,7 @@ def test_contact_acts_on_both_and_gives_no_energy(kind):
 def wrench_on(simulator, q, qd):
     """Force on the first body and its moment about the origin, at the start."""
     run(simulator, q[None], qd[None])
-    moment, force = np.split(simulator.batches[0].steps[0].pair_wrench.numpy()[0, 0], 2)
+    moment, force = np.split(simulator.batches[0].substeps[0].pair_wrench.numpy()[0, 0], 2)
     return force, moment
 
 
@@ -167,7 +167,7 @@ def test_a_path_through_a_box_meets_no_jump_and_no_singularity(first):
     q[:, 1] = torch.linspace(-0.06, 0.06, n)  # 0.2 mm apart
     q.requires_grad_()
     new_q, new_qd, _ = simulator.step(q, torch.zeros(n, 12), torch.zeros(n, 12))
-    forces = simulator.batches[0].steps[0].pair_wrench.numpy()[:, 0, 4]
+    forces = simulator.batches[0].substeps[0].pair_wrench.numpy()[:, 0, 4]
     assert torch.autograd.grad(new_q.sum() + new_qd.sum(), q)[0].isfinite().all()
     assert np.allclose(forces, -forces[::-1], atol=1e-2) and abs(forces[n // 2]) < 1e-2
     # out of the box on either side; within 0.2 mm it changes by no more than (measured) 5 % of its largest value

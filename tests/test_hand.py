@@ -67,7 +67,7 @@ def test_links_are_where_they_are_in_the_source():
     env = make()
     for step, expected in zip(golden()["steps"], golden()["link_pose"].numpy()):
         env.simulator.step(golden()["q"][step], torch.zeros(4, 22), torch.zeros(4, 22))
-        ours = env.simulator.batches[0].steps[0].link_pose.numpy()[:, 1:]
+        ours = env.simulator.batches[0].substeps[0].link_pose.numpy()[:, 1:]
         assert np.allclose(ours[..., :3], expected[..., :3], atol=1e-6)
         same_sign = np.sign((ours[..., 3:] * expected[..., 3:]).sum(-1, keepdims=True))
         assert np.allclose(ours[..., 3:] * same_sign, expected[..., 3:], atol=2e-6)
@@ -135,7 +135,7 @@ def test_fingers_and_falling_cube_move_as_in_the_source():
         assert torch.allclose(ours_q[:, 4:], new_q[:, 4:], rtol=0.0, atol=2e-6)
         assert torch.allclose(ours_qd[:, 4:], new_qd[:, 4:], rtol=0.0, atol=5e-4)
         assert (new_q - q)[:, 4:16].abs().max() > 0.05 and (ours_q - new_q)[:, :4].abs().max() < 0.01
-        assert not simulator.batches[0].steps[63].touching.numpy().any()
+        assert not simulator.batches[0].substeps[63].touching.numpy().any()
 
 
 # The task

@@ -93,7 +93,7 @@ def test_jacobian_of_one_step_matches_central_differences(case):
         return torch.cat(simulator.step(q, qd, torch.nn.functional.pad(2.0 * action, (0, 6)))[:2], dim=1)
 
     def touching(simulator):
-        return np.stack([x.touching.numpy() for x in simulator.batches[0].steps], axis=1)
+        return np.stack([x.touching.numpy() for x in simulator.batches[0].substeps], axis=1)
 
     simulator, around = (Simulator(HAND, n, substeps / 7680, substeps, substeps, num_threads=1) for n in (1, 4 * 61))
     x = torch.cat([*make_state(), torch.full((1, 16), 0.1)], dim=1).requires_grad_()
@@ -138,7 +138,7 @@ def test_gradients_are_finite_in_random_states():
         obs, reward, *_ = env.step(action)
         total = total + reward.sum() + obs.sum()
     assert env.diverged == 0 and total.isfinite()
-    touching = env.simulator.batches[0].steps[0].touching.numpy().any(axis=-1)
+    touching = env.simulator.batches[0].substeps[0].touching.numpy().any(axis=-1)
     assert (touching.sum(1) >= 3).mean() > 0.5
     assert touching.any(0).mean() > 0.9  # nearly all of the pairs
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(total, [q, qd, *actions]))
@@ -166,7 +166,7 @@ def test_threads_do_not_change_a_single_bit():
         start(env, *(x + 0.01 * torch.rand(33, x.shape[1], generator=generator) for x in pushing_fingers(1.0)))
         total = sum(env.step(actions + 0.1 * k)[1].sum() for k in range(3))
         results.append((env.joint_q.detach(), torch.autograd.grad(total, actions)[0]))
-    assert len(env.simulator.batches) == 2 and env.simulator.batches[0].steps[0].touching.numpy().any()
+    assert len(env.simulator.batches) == 2 and env.simulator.batches[0].substeps[0].touching.numpy().any()
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 

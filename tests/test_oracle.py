@@ -127,7 +127,7 @@ class Comparison:
         simulator = Simulator(robot, 1, substeps * dt, substeps, 1)
         state = (torch.tensor(x, dtype=torch.float32)[None] for x in (q, qd, actuation))
         self.new_q, self.new_qd, _ = (x.numpy()[0] for x in simulator.step(*state))
-        self.inside = simulator.batches[0].steps[0]
+        self.inside = simulator.batches[0].substeps[0]
         self.origin = q[:3] * [1.0, 0.0, 1.0]
         self.p = q[:3] - self.origin
 
@@ -233,7 +233,7 @@ def test_hand_and_cube(seed):
     qd = np.concatenate([rates, w, v_p - np.cross(w, q[16:19])])
     simulator = Simulator(robot, 1, 1e-4, 1, 1)
     simulator.step(*(torch.tensor(x, dtype=torch.float32)[None] for x in (q, qd, np.append(actuation, np.zeros(6)))))
-    inside = simulator.batches[0].steps[0]
+    inside = simulator.batches[0].substeps[0]
     poses = inside.link_pose.numpy()[0]
     assert np.allclose(poses[:, :3], data.xpos[1:], atol=1e-6)
     same_sign = np.sign((poses[:, [6, 3, 4, 5]] * data.xquat[1:]).sum(axis=1, keepdims=True))
@@ -272,7 +272,7 @@ def test_ground_contact_of_a_ball_in_three_dimensions():
         a_bias = np.cross(w, v)  # the twist's own change: classical acceleration with zero spatial acceleration
         inertial = np.concatenate([np.cross(p, mass * a_bias), mass * a_bias])
         expected = inertial - weight - np.concatenate([np.cross(lowest, force), force])
-        ours = simulator.batches[0].steps[0].link_wrench.numpy()[0, 0]
+        ours = simulator.batches[0].substeps[0].link_wrench.numpy()[0, 0]
         assert np.allclose(ours, expected, atol=1e-5 * np.abs(expected).max()), v
 
 

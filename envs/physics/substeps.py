@@ -103,7 +103,7 @@ class Substeps:
         self.reference_point = self._allocate(None, wp.vec3)
         self.diverged = self._allocate(None, wp.bool)
         self.diverged_rows = wp.to_torch(self.diverged)
-        self.steps = [
+        self.substeps = [
             Intermediates(self._allocate, self.num_dofs, self.num_links, self.num_pairs, s % self.interval == 0)
             for s in range(substeps)
         ]
@@ -150,7 +150,7 @@ class Substeps:
         yield Stage(move_origin_of_positions, (self.num_coords,), [model, 1.0, point, world_q], [self.q[0]])
         yield Stage(move_origin_of_velocities, dofs, [model, 1.0, point, world_qd], [self.qd[0]])
 
-        for s in range(len(self.steps)):
+        for s in range(len(self.substeps)):
             yield from self._substep(s)
 
         # move the origin back
@@ -166,7 +166,7 @@ class Substeps:
     def _substep(self, s):
         model, links, dofs = self.model, (self.num_links,), (self.num_dofs,)
         (q, next_q), (qd, next_qd) = self.q[s : s + 2], self.qd[s : s + 2]
-        x, rebuilt = self.steps[s], self.steps[s - s % self.interval]  # the latest mass matrix is that of `rebuilt`
+        x, rebuilt = self.substeps[s], self.substeps[s - s % self.interval]  # whose mass matrix is the latest
 
         # X, S, v, a
         motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
