@@ -64,16 +64,17 @@ def observed(cwd, script, *flags):
 @contextlib.contextmanager
 def numbers_of_each_environment(rank, size):
     """Noise and first states depend on the number of an environment, however many processes share them."""
-    generator, reset, share = torch.Generator().manual_seed(0), envs.VectorEnv.reset, NUM_ENVS // size
+    noise, reset, share = torch.Generator().manual_seed(0), envs.VectorEnv.reset, NUM_ENVS // size
 
-    def numbers(rows, width):  # one row or several, time first, of every environment of this process
+    def numbers(rows, width, generator=noise):  # one row or several, time first, of this process's environments
         every = torch.randn(rows // share, NUM_ENVS, width, generator=generator)
         return every[:, rank * share : (rank + 1) * share].reshape(rows, width)
 
     def first_state(self, **options):
         result = reset(self, **options)
         if self.num_envs == share:
-            self.set_state(*(0.1 * numbers(*x.shape) for x in (self.joint_q, self.joint_qd)))
+            generator = torch.Generator().manual_seed(1)  # the same states, however often they are asked for
+            self.set_state(*(0.1 * numbers(*x.shape, generator) for x in (self.joint_q, self.joint_qd)))
         return result
 
     with (
