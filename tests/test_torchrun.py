@@ -66,13 +66,14 @@ def numbers_of_each_environment(rank, size):
     """Noise and first states depend on the number of an environment, however many processes share them."""
     noise, reset, share = torch.Generator().manual_seed(0), envs.VectorEnv.reset, NUM_ENVS // size
 
-    def numbers(rows, width, generator=noise):  # one row or several, time first, of every environment of this process
+    def numbers(rows, width, generator=noise):  # one row or several, time first, of this process's environments
         every = torch.randn(rows // share, NUM_ENVS, width, generator=generator)
         return every[:, rank * share : (rank + 1) * share].reshape(rows, width)
 
     def first_state(self, **options):
-        result, generator = reset(self, **options), torch.Generator().manual_seed(1)
+        result = reset(self, **options)
         if self.num_envs == share:
+            generator = torch.Generator().manual_seed(1)  # the same states, however often they are asked for
             self.set_state(*(0.1 * numbers(*x.shape, generator) for x in (self.joint_q, self.joint_qd)))
         return result
 
