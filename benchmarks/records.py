@@ -15,6 +15,7 @@ OTHERS = (
     "training",
     "scaling",
     "critic_step",
+    "matmul",
     "robustness",
     "memory",
     "hand_successes",

@@ -93,6 +93,9 @@ def _check_run(args):
         refuse("total_timesteps", f"expected one rollout ({rollout}) or more, got {args.total_timesteps}")
     if args.num_envs % num_processes:
         refuse("num_envs", f"expected a multiple of the {num_processes} processes, got {args.num_envs}")
+    rows = args.num_envs * args.num_steps // num_processes
+    if getattr(args, "num_minibatches", 1) > rows:
+        refuse("num_minibatches", f"expected at most {rows}, the steps of a rollout, got {args.num_minibatches}")
     if not args.exp_name or "/" in args.exp_name:
         refuse("exp_name", f"expected a name without a slash, got {args.exp_name!r}")
     if args.eval_only and args.checkpoint is None:

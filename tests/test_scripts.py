@@ -320,6 +320,7 @@ def test_wandb_gets_the_id_of_the_run_again_when_it_is_resumed(go_on, monkeypatc
         ("rpo", "--exp-name a/b", "--exp-name: expected a name without a slash, got 'a/b'"),
         ("rpo", "--eval-only", "--eval-only: expected --checkpoint beside it, the run to evaluate, got none"),
         ("shac", "--max-action-grad-norm 0", "--max-action-grad-norm: expected 1e-12 to inf, got 0.0"),
+        ("ppo", "--num-minibatches 33", "--num-minibatches: expected at most 32, the steps of a rollout, got 33"),
         ("sapo", "--alpha 0", "--alpha: expected 1e-12 to inf, got 0.0"),
     ],
 )
