@@ -1,7 +1,7 @@
 """Products of float32 matrices on AMD's processors: through oneDNN, as exact as torch's default and faster.
 
 By default torch multiplies with MKL, which uses AVX2 on these processors even where they have AVX-512.  oneDNN uses
-AVX-512: on two threads RPO gains a third on a Zen 5, and a few percent on a Zen 4 (docs/performance.md).
+AVX-512.  How much faster that is depends on the processor: docs/performance.md.
 
 The only switch that sends torch's products to oneDNN is one that also permits bf16, whose error is 10,000 times larger.
 Three guards see to it that the products stay float32: oneDNN is confined to instructions that have no bf16, processors
