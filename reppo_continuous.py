@@ -415,7 +415,7 @@ if __name__ == "__main__":
     limits = {"v_min": (-1e9, 0.0), "v_max": (1e-9, 1e9), "num_bins": (3, 10**6), "target_entropy_scale": (-1e9, 1e9)}
     limits |= {"alpha_init": (1e-9, 1e9), "beta_init": (1e-9, 1e9), "reward_scale": (1e-9, 1e9)}
     # the critic has learned what its outputs mean, and the prices have moved on
-    fixed = ("v_min", "v_max", "num_bins", "hl_gauss", "alpha_init", "beta_init")
+    fixed = ("v_min", "v_max", "num_bins", "hl_gauss", "reward_scale", "alpha_init", "beta_init")
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed, **limits)
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
@@ -428,7 +428,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -484,9 +484,9 @@ if __name__ == "__main__":
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
-        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
+        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
+            print("the run is finished; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     columns = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")  # what the losses read

@@ -345,7 +345,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -398,9 +398,9 @@ if __name__ == "__main__":
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
-        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
+        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
+            print("the run is finished; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()

@@ -17,8 +17,8 @@ The off-policy baseline, as the RPO paper (2508.06214) runs it: without a deriva
     alpha            temperature      price of entropy; it keeps H = E[ -log pi(a|s) ] near H bar = -A/2
 
 Try:     python sac_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
-Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472
-         with --learning-rate 5e-4: return 1,730 (2,520 without noise; one seed), still changing a lot
+Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472 --learning-rate 5e-4
+         return 1,730 (2,520 without noise; one seed), still changing a lot
 """
 
 import copy
@@ -209,7 +209,7 @@ class Replay:
         self.data = {name: torch.zeros(rows, num_envs, *width, device=device) for name, width in widths.items()}
         flags = torch.zeros(rows, num_envs, dtype=torch.bool, device=device)
         self.data |= {"terminated": flags, "truncated": flags.clone()}
-        self.rows, self.num_envs, self.count = rows, num_envs, 0  # count: of all steps so far, also forgotten ones
+        self.rows, self.num_envs, self.count = rows, num_envs, 0  # count: of all steps, overwritten ones too
 
     def __len__(self):
         return min(self.count, self.rows)
@@ -250,7 +250,7 @@ class Replay:
     def load_state_dict(self, state):
         self.count = state["count"]
         for name, column in self.data.items():
-            # of several processes only the first saves its steps: if their number changes, some get lost or come twice
+            # only the first process saves its steps; after a resume all of them begin with copies of these
             column[: len(self)] = state[name][:, torch.arange(self.num_envs) % state[name].shape[1]]
 
 
@@ -338,14 +338,13 @@ if __name__ == "__main__":
 
     # torchrun --nproc-per-node K starts K of these processes, each with its share of the environments; rank 0 reports
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    refuse, window = envs.command_line.refuse, args.num_envs * args.num_nsteps
-    if args.buffer_size < window:
-        refuse("buffer_size", f"expected {window}, n steps of every environment, or more, got {args.buffer_size}")
+    if args.buffer_size < args.num_envs * args.num_nsteps:
+        envs.refuse("buffer_size", f"expected --num-nsteps of every environment or more, got {args.buffer_size}")
     if args.batch_size % world_size:
-        refuse("batch_size", f"expected a multiple of the {world_size} processes, got {args.batch_size}")
+        envs.refuse("batch_size", f"expected a multiple of the {world_size} processes, got {args.batch_size}")
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -394,6 +393,7 @@ if __name__ == "__main__":
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
+        replay.data["truncated"][(replay.count - 1) % replay.rows] = True  # no window crosses into the new episodes
 
     if rank == 0:
         if args.track:
@@ -404,9 +404,9 @@ if __name__ == "__main__":
         writer = SummaryWriter(run_dir, purge_step=start * rollout_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
-        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
+        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
+            print("the run is finished; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()

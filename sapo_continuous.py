@@ -3,7 +3,7 @@
 The simulator is differentiable: one backward pass through a short rollout (BPTT) gives the gradient of the return with
 respect to the policy's weights.  SAPO is SHAC with the return of maximum-entropy reinforcement learning:
 
-    1. Roll out H steps in N environments.  Every step also pays the policy's entropy there, at the price alpha.
+    1. Roll out H steps in N environments.  Every step also earns the policy's entropy, weighted by alpha.
     2. Backpropagate the soft return R into the policy, and take one step.  Throw the rollout away.
     3. Move the temperature alpha so that the entropy approaches its target.
     4. Fit two critics to TD(lambda) targets.  They stand for everything that comes after the H steps.
@@ -321,7 +321,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -378,9 +378,9 @@ if __name__ == "__main__":
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
-        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt goes on with it", flush=True)
+        print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; only a larger --total-timesteps goes on with it", flush=True)
+            print("the run is finished; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()

@@ -112,7 +112,7 @@ class Run:
             log.write(f"# command: {self.command}, commit: {current_commit()}\n")
             log.flush()
             options = {"cwd": self.folder, "env": environment, "stdout": log, "stderr": subprocess.STDOUT}
-            # a session of its own: the terminal's Ctrl-C is forwarded, once, as every other end is
+            # a process group of its own: the terminal's Ctrl-C is forwarded, once, as every other end is
             return subprocess.Popen([sys.executable, str(ROOT / script), *flags], start_new_session=True, **options)
 
     def collect(self):

@@ -47,6 +47,7 @@ def load_policy(path, deterministic=True, device="cpu"):
     The observations are those of the environment args["env_id"] on `device`, (N, num_obs); the function normalises
     them.  The actions (N, num_actions) are in [-1, 1].  With deterministic=False the policy's noise comes from torch's
     global random numbers; PPO's is added to the action, which may then lie outside, and which env.step clamps.
+    The scripts call envs.use_onednn() first; without it the last bits of the actions may differ from theirs.
     Raises ValueError for a file that is not a checkpoint of one of the scripts, and for a device that is not there.
     """
     device = resolve_device(device)

@@ -16,7 +16,7 @@ import warp as wp
 from envs.checkpoint import load_checkpoint
 
 # smallest and largest values by a flag's name; other whole numbers are 1 to 10^9, other numbers 0 or more.  The largest
-# are far beyond every use: they tell a slip of the finger from a number
+# are far beyond any use; they catch typing errors
 LIMITS = {
     "seed": (0, 2**32 - 1),
     "eval_freq": (0, 10**9),  # 0: only at the end
@@ -41,8 +41,8 @@ FLAGS_OF_THE_RUN = ("env_id", "exp_name", "num_envs", "num_steps")
 def parse_args(Args, task_defaults, script, fixed=(), **limits):
     """The flags as an `Args`, and the checkpoint to continue from or None.
 
-    Args: the script's dataclass of flags.  What is not given on the command line is that of the checkpoint or, without
-    one, of task_defaults[env_id]; else the default in the dataclass.
+    Args: the script's dataclass of flags.  A flag that is not given takes its value from the checkpoint or, without
+    one, from task_defaults[env_id]; else the default in the dataclass.
     task_defaults: {env_id: {name of a flag: value}}, for every task.
     script: the script's __file__; only its own checkpoints are accepted.
     fixed: names of flags that have to be those of the checkpoint, beside FLAGS_OF_THE_RUN.
@@ -59,7 +59,7 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
                 raise ValueError(
                     f"expected flags of {os.path.basename(script)}, got {', '.join(sorted(unknown))} as well"
                 )
-            default = Args(**checkpoint["args"])
+            default = Args(**task_defaults[checkpoint["args"]["env_id"]] | checkpoint["args"])
         except ValueError as error:
             refuse("checkpoint", error)
     args = tyro.cli(Args, default=default)

@@ -3,7 +3,7 @@
 By default torch multiplies with MKL, which uses AVX2 on these processors even where they have AVX-512.  oneDNN uses
 AVX-512.  How much faster that is depends on the processor: docs/performance.md.
 
-The only switch that sends torch's products to oneDNN is one that also permits bf16, whose error is 10,000 times larger.
+The only switch that sends torch's products to oneDNN also permits bf16, whose error is thousands of times larger.
 Three guards see to it that the products stay float32: oneDNN is confined to instructions that have no bf16, processors
 with AMX are left alone, and the error of some products is measured before the switch stays on.
 """

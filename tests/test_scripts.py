@@ -228,7 +228,7 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
     folder.mkdir()
     shutil.copy(finished("rpo"), folder)
     output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt")
-    assert "the run is finished; only a larger --total-timesteps goes on with it" in output
+    assert "the run is finished; a larger --total-timesteps continues it" in output
     assert not re.search("^step ", output, re.MULTILINE) and len(evaluations(output)) == 2
     output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt", *total(4))
     assert "is finished" not in output
@@ -301,6 +301,13 @@ def test_wandb_gets_the_id_of_the_run_again_when_it_is_resumed(go_on, monkeypatc
     (call,) = calls
     assert call["id"] == folder.name and call["resume"] == "allow" and call["sync_tensorboard"]
     assert call["config"]["env_id"] == "cartpole"
+
+
+@pytest.mark.parametrize("flags, new_episodes", [((), False), (("--seed", 7), True)])
+def test_no_window_of_sac_crosses_into_the_new_episodes_of_a_resumed_run(go_on, flags, new_episodes):
+    _, folder = go_on("sac", *flags)
+    truncated = load(folder / "checkpoint.pt")["replay"]["truncated"]  # four iterations of four steps
+    assert truncated[7].all() == new_episodes and not truncated[[6, 8, 15]].any()
 
 
 # flags
@@ -547,6 +554,7 @@ def statements(script):
     """The statements of a script's main block and of the loop in it."""
     # SAC calls the product of N and H rollout_size, because its batches come from the replay buffer
     source = path(script).read_text().replace("rollout_size", "args.batch_size")
+    source = re.sub(r'\n +replay.data\["truncated"\].*', "", source)  # and beside new episodes it closes the old ones
     (main,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
     (loop,) = (node for node in main.body if isinstance(node, ast.For))
     return [ast.get_source_segment(source, node) for node in (*main.body, *loop.body) if node is not loop]
