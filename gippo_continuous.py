@@ -281,7 +281,7 @@ def regression_epochs(actor, optimizer, data, args):
         loss.backward()
         clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(loss.detach())  # only compared
     return losses, []
 
 
@@ -336,7 +336,7 @@ def ppo_epochs(actor, optimizer, data, args):
             loss.backward()
             mb_stats["grad_norm"] = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
             optimizer.step()
-            mb_losses.append(loss.detach())
+            mb_losses.append(loss.detach())  # only compared
             stats.append(mb_stats)
         losses.append(torch.stack(mb_losses).mean())
     return losses, stats
@@ -474,7 +474,7 @@ if __name__ == "__main__":
         del advantages, us  # and with them the graph
         times.append(time.time())
         torch.set_num_threads(num_threads)
-        finite = action_grads.isfinite().all(-1)
+        finite = action_grads.norm(dim=-1).isfinite()
         data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # 0: the action stays where it is
 
         # only now: within an iteration the policy and the critics must see one and the same normalisation
@@ -514,7 +514,7 @@ if __name__ == "__main__":
                 v_loss.backward()
                 critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                v_losses.append(v_loss.detach())
+                v_losses.append(v_loss.detach())  # for the log
         with torch.no_grad():  # the target critics are a running average, they are not trained
             for target, weight in zip(target_critic.parameters(), critic.parameters()):
                 target.lerp_(weight, 1.0 - args.target_critic_keep)

@@ -195,7 +195,7 @@ class ReturnNormalizer(ObsNormalizer):
 @torch.no_grad()  # the rollout is data: PPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, return_normalizer, args):
     """H steps of every environment, as tensors (H, N, ...)."""
-    raw_obs, steps = env.detach(), []
+    raw_obs, steps = env.detach(), []  # the current observation
     for _ in range(args.num_steps):
         obs = normalizer(raw_obs)
         mean, log_std = actor(obs)
@@ -417,7 +417,7 @@ if __name__ == "__main__":
                 v_loss.backward()
                 critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                v_losses.append(v_loss.detach())
+                v_losses.append(v_loss.detach())  # for the log
                 times.append(time.time())
 
             if args.adaptive_lr:

@@ -284,7 +284,7 @@ def sample_values(critic, obs, mean, log_std, num_samples):
 @torch.no_grad()  # the rollout is data: REPPO needs no derivative of the simulator
 def rollout(env, actor, critic, normalizer, alpha, args):
     """T steps of every environment, tensors (T, N, ...), with the value and the entropy bonus of every next state."""
-    raw_obs, steps = env.detach(), []
+    raw_obs, steps = env.detach(), []  # the current observation
     for t in range(args.num_steps):
         obs = normalizer(raw_obs)
         mean, log_std = actor(obs)

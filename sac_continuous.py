@@ -257,7 +257,7 @@ class Replay:
 @torch.no_grad()  # the steps are data: SAC needs no derivative of the simulator
 def collect(env, actor, normalizer, replay, args):
     """H = num_steps steps of every environment into the buffer. Returns what the log needs, tensors (H, N, ...)."""
-    raw_obs, steps = env.detach(), []
+    raw_obs, steps = env.detach(), []  # the current observation
     for _ in range(args.num_steps):
         if replay.count * args.num_envs < args.learning_starts:
             action = 2.0 * torch.rand(len(raw_obs), env.num_actions, device=raw_obs.device) - 1.0

@@ -407,7 +407,7 @@ if __name__ == "__main__":
         actor_optimizer.step()
         action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of R
 
-        # ALGO LOGIC: one step of the temperature; the targets of the critics are already paid at the new price
+        # ALGO LOGIC: one step of the temperature; the targets of the critics use the new one
         if args.autotune:
             alpha_optimizer.zero_grad()
             temperature_loss(temperature(), data["entropies"], num_actions).backward()
@@ -437,7 +437,7 @@ if __name__ == "__main__":
                 v_loss.backward()
                 critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                v_losses.append(v_loss.detach())
+                v_losses.append(v_loss.detach())  # for the log
         times.append(time.time())
 
         # TRY NOT TO MODIFY: log data

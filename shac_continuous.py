@@ -385,7 +385,7 @@ if __name__ == "__main__":
                 v_loss.backward()
                 critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                v_losses.append(v_loss.detach())
+                v_losses.append(v_loss.detach())  # for the log
         times.append(time.time())
 
         # TRY NOT TO MODIFY: log data

@@ -50,15 +50,13 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
     A wrong flag ends the script, with exit code 2 and a sentence on stderr; so does --help, with exit code 0.
     """
     wp.config.log_level = wp.LOG_WARNING  # no banner, and no line for every kernel module
-    args, checkpoint = tyro.cli(Args), None
+    args, checkpoint, script = tyro.cli(Args), None, os.path.basename(script)
     default = Args(**{"env_id": args.env_id} | task_defaults[args.env_id])
     if args.checkpoint is not None:
         try:
-            checkpoint = load_checkpoint(args.checkpoint, os.path.basename(script))
+            checkpoint = load_checkpoint(args.checkpoint, script)
             if unknown := set(checkpoint["args"]) - {field.name for field in fields(Args)}:
-                raise ValueError(
-                    f"expected flags of {os.path.basename(script)}, got {', '.join(sorted(unknown))} as well"
-                )
+                raise ValueError(f"expected flags of {script}, got {', '.join(sorted(unknown))} as well")
             default = Args(**task_defaults[checkpoint["args"]["env_id"]] | checkpoint["args"])
         except ValueError as error:
             refuse("checkpoint", error)

@@ -124,11 +124,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             final_obs (N, num_obs)   the observation before any reset: the true successor of the last one
             episode {"r", "l"}       undiscounted return and length of the episode so far; final where _episode is True
             _episode, _final_obs     (N,) where an episode ended
-            successes                (N,) goals reached in the episode so far, for a task with goals.  final_obs shows
-                                     the goal of this step, obs the one after it
-            diverged                 how many environments have blown up since reset(): not finite or beyond 1e6.  Such
-                                     an environment is terminated with reward 0 and without a gradient; its final_obs
-                                     is that of its new episode.
+            successes                (N,) goals reached so far, if a task has goals; final_obs shows that of this step
+            diverged                 how many have blown up since reset(), not finite or beyond 1e6: terminated, with
+                                     reward 0, without a gradient, and with the final_obs of the new episode
         These tensors may be the environment's own: do not modify them in place.
         obs, reward and final_obs are differentiable with respect to the actions and states since the last detach().
         Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.  On CUDA

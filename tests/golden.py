@@ -6,18 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from envs import Ant, Anymal, Cartpole, Cheetah, Hopper, Humanoid
+import envs
 from envs.floating_base import FloatingBase
 from envs.physics import PRISMATIC, REVOLUTE
 
-TASKS = {
-    "hopper": Hopper,
-    "ant": Ant,
-    "anymal": Anymal,
-    "humanoid": Humanoid,
-    "cheetah": Cheetah,
-    "cartpole": Cartpole,
-}
+TASKS = {name: envs.TASKS[name] for name in ("hopper", "ant", "anymal", "humanoid", "cheetah", "cartpole")}
 # the mass matrix rebuilt at every substep, and as rarely as the task does it
 INTERVALS = [(task, interval) for task, cls in TASKS.items() for interval in (1, cls.mass_matrix_interval)]
 ROLLOUTS = [(task, interval) for task, interval in INTERVALS if (task, interval) != ("humanoid", 1)]  # no golden ones
