@@ -6,8 +6,8 @@
 The same command after an interruption goes on: runs whose results file exists are skipped, those with a checkpoint are
 resumed, on a CPU to the very bit.  Ctrl-C and SIGTERM end the running ones as well; each loses the iteration that it is
 in (SAC: what it did since the last checkpoint).  What a run prints goes to runs/<name>__<env_id>__<seed>.log.  On a CPU
-the jobs share the cores evenly; with one thread each, as many jobs as there are cores make the most steps per second in
-total.
+the jobs share the cores evenly, those that `taskset` leaves them; with one thread each, as many jobs as there are cores
+make the most steps per second in total.
 """
 
 import fcntl
@@ -149,9 +149,14 @@ def still_to_do(runs):
     return left
 
 
+def available_cores():
+    """Those that this process may use: `taskset -c 1 python -m benchmarks.run ...` has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_all(waiting, jobs):
     """Returns the number of runs that failed. KeyboardInterrupt stops the running ones and goes on upwards."""
-    num_threads = max(1, (os.cpu_count() or 1) // jobs)
+    num_threads = max(1, available_cores() // jobs)
     running, failures = {}, 0
     try:
         while waiting or running:
