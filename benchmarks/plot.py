@@ -1,6 +1,6 @@
 """The figures of benchmarks/results: `python -m benchmarks.plot`; `python -m benchmarks.tables` writes the tables.
 
-results/<env_id>.png: learning curves of a task; results/all.png: of four tasks, for the README;
+results/1m.png, 1m_minutes.png, 1m_kl.png: Benchmark-1M; results/longer.png: longer runs;
 results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments.
 """
 
@@ -12,17 +12,19 @@ import numpy as np
 from benchmarks import tables
 from benchmarks.records import (
     ABLATIONS,
+    ONE_MILLION_TASKS,
     RESULTS,
     SCRIPTS,
-    final_returns,
     groups_of,
     groups_of_ablation,
     is_standard,
     read_ablations,
     read_all,
+    read_one_million,
     read_paper,
     tasks_of,
 )
+from benchmarks.scores import mean_interval
 
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
 LINES = ("-", "--", ":", "-.")
@@ -36,20 +38,15 @@ def curve(group, column):
 
 
 def draw(ax, group, column, label, color, line, against_minutes=False):
-    """The mean over runs, against steps or wall clock, and of several runs a band of one standard deviation (n - 1)."""
+    """The mean over runs, against steps or wall clock, and of several runs the 95 % interval of the mean as a band."""
     x, values = curve(group, column)
     if against_minutes:
         x = np.mean([[run.logged("wall_s")[step] / 60 for step in x] for run in group], axis=0)
     else:
         x = x / 1e6
-    mean = values.mean(0)
-    ax.plot(x, mean, color=color, linestyle=line, linewidth=1.3, label=label)
+    ax.plot(x, values.mean(0), color=color, linestyle=line, linewidth=1.3, label=label)
     if len(group) > 1:
-        std = values.std(0, ddof=1)
-        low = mean - std
-        if ax.get_yscale() == "log":  # which has no room for what is below zero
-            low = np.maximum(low, values.min(0))
-        ax.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0)
+        ax.fill_between(x, *mean_interval(values), color=color, alpha=0.2, linewidth=0)
 
 
 def draw_paper(ax, env_id):
@@ -80,62 +77,49 @@ def finish(figure, axes, output, ncols):
     print(output)
 
 
-def plot_task(env_id, runs, output):
-    """Returns against steps and against wall clock."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
-    for script, line, group in with_style(runs, env_id):
-        label = f"{SCRIPTS[script]}, {tables.seeds(group)}: {tables.spread(final_returns(group))}"
-        for ax, against_minutes in zip(axes, (False, True)):
-            draw(ax, group, "episodic_return", label, COLORS[script], line, against_minutes)
-    for ax in axes:
-        draw_paper(ax, env_id)
-    axes[0].set(xlabel="environment steps [million]", ylabel="return (mean of the last 100 episodes)", title=env_id)
-    axes[1].set(xlabel="wall clock [minutes], upper bounds: see RESULTS.md")
-    finish(figure, axes, output, ncols=3)
-
-
-def plot_all(runs, output):
-    """Returns of the paper's locomotion tasks against steps, in one row."""
-    env_ids = ("hopper", "ant", "anymal", "humanoid")
-    figure, axes = plt.subplots(1, len(env_ids), figsize=(13, 3.6), layout="constrained")
-    for ax, env_id in zip(axes, env_ids):
+def plot_tasks(runs, output, against_minutes=False):
+    """Returns of all scripts, a panel per task."""
+    figure, axes = plt.subplots(1, len(ONE_MILLION_TASKS), figsize=(16, 3.8), layout="constrained")
+    for ax, env_id in zip(axes, ONE_MILLION_TASKS):
         for script, line, group in with_style(runs, env_id):
-            draw(ax, group, "episodic_return", SCRIPTS[script], COLORS[script], line)
+            draw(ax, group, "episodic_return", SCRIPTS[script], COLORS[script], line, against_minutes)
         draw_paper(ax, env_id)
-        ax.set(title=env_id, xlabel="environment steps [million]")
-    axes[0].set_ylabel("return")
+        xlabel = "minutes on one core" if against_minutes else "environment steps [million]"
+        ax.set(title=env_id, xlabel=xlabel, xscale="log" if against_minutes else "linear")
+    axes[0].set_ylabel("return (mean of the last 100 episodes)")
     finish(figure, axes, output, ncols=len(SCRIPTS) + 1)
 
 
-def ablation_style(name):
-    """RPO's variants differ in colour, those of the other scripts in line style."""
-    script = name.split("_")[0]
-    position = [other for other in ABLATIONS if other.split("_")[0] == script].index(name)
-    return (
-        (("C0", "C3", "C4", "C5", "C6", "C7", "C8", "C9")[position], "-")
-        if script == "rpo"
-        else (COLORS[script], LINES[position])
+def plot_kl(runs, output, env_id="humanoid", scripts=("rpo", "shac", "sapo")):
+    """Return and KL per iteration, a column per script, a line per seed: as figure 1 of the RPO paper."""
+    figure, axes = plt.subplots(
+        2, len(scripts), figsize=(11, 5), sharex=True, sharey="row", squeeze=False, layout="constrained"
     )
+    for script, (above, below) in zip(scripts, axes.T):
+        for group in groups_of(runs, env_id, script):
+            for run, color in zip(group, ("C0", "C1", "C2")):
+                draw(above, [run], "episodic_return", f"seed {run.seed}", color, "-")
+                draw(below, [run], "approx_kl", f"seed {run.seed}", color, "-")
+        above.set_title(f"{SCRIPTS[script]}, {env_id}")
+        below.set(xlabel="environment steps [million]", yscale="log")
+    axes[0, 0].set_ylabel("return")
+    axes[1, 0].set_ylabel("KL per iteration")
+    finish(figure, axes.flat, output, ncols=3)
 
 
 def plot_ablations(env_id, runs, output):
-    """Returns of RPO's variants and of the other scripts', and what becomes of the ratio."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
-    axes[1, 1].set_yscale("log")
-    for name, title in ABLATIONS.items():
+    """Returns of RPO's variants, and what becomes of the ratio."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    axes[2].set_yscale("log")
+    variants = [name for name in ABLATIONS if name.startswith("rpo")]
+    for position, name in enumerate(variants):
         for group in groups_of_ablation(runs, env_id, name):
-            style = (title, *ablation_style(name))
-            if name.startswith("rpo"):
-                draw(axes[0, 0], group, "episodic_return", *style)
-                draw(axes[1, 0], group, "effective_sample_ratio", *style)
-                draw(axes[1, 1], group, "ratio_max", *style)
-            if name == "rpo" or not name.startswith("rpo"):
-                draw(axes[0, 1], group, "episodic_return", *style)
-    for ax, title in zip(axes.flat, ("return", "return", "effective sample ratio", "largest ratio of an epoch")):
+            for ax, column in zip(axes, ("episodic_return", "effective_sample_ratio", "ratio_max")):
+                draw(ax, group, column, ABLATIONS[name], f"C{position}", "-")
+    for ax, title in zip(axes, ("return", "effective sample ratio", "largest ratio of an epoch")):
         ax.set(xlabel="environment steps [million]", ylabel=title)
-    axes[0, 0].set_title(f"{env_id}: RPO's variants")
-    axes[0, 1].set_title(f"{env_id}: SAPO and SHAC")
-    finish(figure, axes.flat, output, ncols=3)
+    axes[0].set_title(env_id)
+    finish(figure, axes, output, ncols=4)
 
 
 def plot_scaling(path):
@@ -155,10 +139,12 @@ def plot_scaling(path):
 
 def main(results=RESULTS):
     runs = [run for run in read_all(results) if is_standard(run)]
-    for env_id in tasks_of(runs):
-        plot_task(env_id, runs, results / f"{env_id}.png")
-    plot_all(runs, results / "all.png")
-    ablations = read_ablations(results)
+    plot_tasks(runs, results / "longer.png")
+    million = read_one_million(results)
+    plot_tasks(million, results / "1m.png")
+    plot_tasks(million, results / "1m_minutes.png", against_minutes=True)
+    plot_kl(million, results / "1m_kl.png")
+    ablations = [*read_ablations(results), *(run for run in million if (run.script, run.env_id) == ("rpo", "ant"))]
     for env_id in tasks_of(ablations):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):

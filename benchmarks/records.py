@@ -23,6 +23,7 @@ OTHERS = (
 )
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
+ONE_MILLION_TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient")
 SCRIPTS = {
     "rpo": "RPO",
     "shac": "SHAC",
@@ -32,7 +33,7 @@ SCRIPTS = {
     "gippo": "GI-PPO",
     "sac": "SAC",
 }
-# results/ablations/<name>__<env_id>__<seed>.csv, see paper.sh
+# results/ablations/<name>__<env_id>__<seed>.csv, see ablations.sh
 ABLATIONS = {
     "rpo": "RPO",
     "rpo_no_kl": "RPO without the KL term",
@@ -137,6 +138,11 @@ def read_ablations(results):
     return runs
 
 
+def read_one_million(results):
+    """The runs of Benchmark-1M, see one_million.sh."""
+    return read_all(results / "1m")
+
+
 def read_paper():
     """The RPO paper's returns by task and script."""
     with open(BENCHMARKS / "paper.csv", newline="") as file:
@@ -161,7 +167,8 @@ def groups_of(runs, env_id, script):
 
 
 def groups_of_ablation(runs, env_id, name):
-    return groups(run for run in runs if (run.env_id, run.name) == (env_id, name))
+    """The unchanged algorithm, `rpo`, may come from the plain runs, which are called rpo_continuous."""
+    return groups(run for run in runs if (run.env_id, run.name.removesuffix("_continuous")) == (env_id, name))
 
 
 def tasks_of(runs):

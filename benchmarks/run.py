@@ -3,6 +3,8 @@
     python -m benchmarks.run --scripts rpo sapo shac --env-ids hopper ant --seeds 1 2 3 --jobs 2
     python -m benchmarks.run --scripts rpo --env-ids hopper --seeds 1 2 --name rpo_no_kl --flags="--kl-coef 0"
 
+    python -m benchmarks.run ... --list > runs.txt        # one command per run, for GNU parallel or a Slurm array job
+
 The same command after an interruption goes on: runs whose results file exists are skipped, those with a checkpoint are
 resumed, on a CPU to the very bit.  Ctrl-C and SIGTERM end the running ones as well; each loses the iteration that it is
 in (SAC: what it did since the last checkpoint).  What a run prints goes to runs/<name>__<env_id>__<seed>.log.  On a CPU
@@ -50,6 +52,8 @@ class Args:
     """where the folder runs/ is or will be"""
     results: Path = RESULTS
     """where the results files go"""
+    list: bool = False
+    """print one command per run, each of which does that run alone, and start nothing"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Run:
     """One script on one task with one seed."""
 
     name: str
+    script: str
     env_id: str
     seed: int
     command: str
@@ -129,7 +134,18 @@ def all_runs(args):
                 name = args.name or f"{script}_continuous"
                 command = f"python {script}_continuous.py --env-id {env_id} --seed {seed}"
                 command += f" --exp-name {args.name}" if args.name else ""
-                yield Run(name, env_id, seed, f"{command} {args.flags}".strip(), args.folder.resolve(), args.results)
+                command += f" {args.flags}" if args.flags else ""
+                yield Run(name, script, env_id, seed, command, args.folder.resolve(), args.results)
+
+
+def command_of(run, args):
+    """The command of this module that does one run and collects its results."""
+    words = ["python", "-m", "benchmarks.run", "--scripts", run.script, "--env-ids", run.env_id]
+    words += ["--seeds", str(run.seed), *(["--name", args.name] if args.name else [])]
+    words += [f"--flags={args.flags}"] if args.flags else []
+    words += ["--folder", str(args.folder)] if args.folder != Args.folder else []
+    words += ["--results", str(args.results)] if args.results != Args.results else []
+    return shlex.join(words)
 
 
 def still_to_do(runs):
@@ -190,11 +206,15 @@ def main():
         sys.exit(f"--name: expected one script beside it, got {' '.join(args.scripts)}")
     if "__" in (args.name or ""):
         sys.exit(f"--name: expected one without '__', which separates the parts of file names, got {args.name}")
+    runs = dict.fromkeys(all_runs(args))
+    if args.list:
+        print(*(command_of(run, args) for run in runs), sep="\n")
+        return
     args.results.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        failures = run_all(still_to_do(dict.fromkeys(all_runs(args))), args.jobs)
+        failures = run_all(still_to_do(runs), args.jobs)
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""RESULTS.md, and the tables of the README, docs/performance.md and docs/robustness.md: `python -m benchmarks.tables`.
+"""RESULTS.md, and the tables of the README and of docs/: `python -m benchmarks.tables`.
 
 A number in them comes from a results file or from paper.csv, nowhere else.
 """
@@ -7,17 +7,15 @@ import csv
 import os
 import re
 from collections import defaultdict
-from statistics import mean, stdev
-
-from scipy.stats import bootstrap, trim_mean
+from statistics import mean, median
 
 from benchmarks.records import (
     ABLATIONS,
     BENCHMARKS,
+    ONE_MILLION_TASKS,
     RESULTS,
     ROOT,
     SCRIPTS,
-    TASKS,
     final_returns,
     groups,
     groups_of,
@@ -25,27 +23,10 @@ from benchmarks.records import (
     is_standard,
     read_ablations,
     read_all,
+    read_one_million,
     read_paper,
-    tasks_of,
 )
-
-
-# statistics over seeds
-def spread(values):
-    """Mean and, of several seeds, their standard deviation (n - 1)."""
-    return f"{mean(values):.0f}" + (f" +- {stdev(values):.0f}" if len(values) > 1 else "")
-
-
-def iqm(values):
-    """Interquartile mean with its 95 % percentile bootstrap interval over seeds, "-" for fewer than three of them."""
-    if len(values) < 3:
-        return "-"
-
-    def statistic(x, axis):
-        return trim_mean(x, 0.25, axis=axis)
-
-    interval = bootstrap((values,), statistic, method="percentile", rng=0).confidence_interval
-    return f"{trim_mean(values, 0.25):.0f} [{interval.low:.0f}, {interval.high:.0f}]"
+from benchmarks.scores import aggregate_iqm, iqm, is_reliable, largest_drop, median_steps_to, spread
 
 
 def extreme(function, group, column):
@@ -73,11 +54,6 @@ def code(command):
     return f"`{flags}`" + (f", {words}" if words else "")
 
 
-def wall_clock(group):
-    shortest, longest = (f"{function(run.minutes for run in group):.0f}" for function in (min, max))
-    return f"{shortest} min" if shortest == longest else f"{shortest} to {longest} min"
-
-
 def evaluated(run, kind):
     """Mean and deviation over the episodes of one evaluation."""
     return f"{run.evaluation(f'{kind}episodic_return'):.0f} +- {run.evaluation(f'{kind}return_std'):.0f}"
@@ -95,61 +71,130 @@ def table(rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-# tables
-def overview(runs, paper):
-    """Tasks x scripts: final stochastic returns, each above the paper's."""
-    standard = [run for run in runs if is_standard(run)]
-    rows = [{"task": env_id} for env_id in TASKS]
-    for row in rows:
+# tables of Benchmark-1M
+def one_million_table(runs, cell):
+    """Tasks x scripts; cell(group) makes the text of the runs of one cell."""
+    rows = []
+    for env_id in ONE_MILLION_TASKS:
+        row = {"task": env_id}
         for script, title in SCRIPTS.items():
-            found = groups_of(standard, row["task"], script)
-            cell = [
-                f"**{spread(final_returns(group))}**<br>{seeds(group)}, {millions(group[0].steps)}" for group in found
-            ]
-            reference = paper.get((row["task"], script))
-            cell = (cell or ["not run"]) + ([f"paper: {published(reference, 'stochastic')}"] if reference else [])
-            row[title] = "<br>".join(cell)
+            found = groups_of(runs, env_id, script)
+            row[title] = cell(found[0]) if found else "not run"
+        rows.append(row)
     return table(rows)
 
 
-def settings_of(script, runs, paper, page):
-    """A row for every setting that a script ran with; the paper's below those of a task."""
-    columns = (f"`{script}_continuous.py --env-id`", "seeds", "steps", "stochastic", "deterministic", "wall clock")
-    rows = []
-    for env_id in TASKS:
-        found = groups_of(runs, env_id, script)
-        for group in found:
-            files = ", ".join(link(run.path, page, run.seed) for run in group)
-            returns = [spread(final_returns(group, kind)) for kind in ("", "deterministic_")]
-            rows.append([code(group[0].settings), files, millions(group[0].steps), *returns, wall_clock(group)])
-        if found and (env_id, script) in paper:
-            reference = paper[env_id, script]
-            returns = [published(reference, kind) for kind in ("stochastic", "deterministic")]
-            rows.append([f"{SCRIPTS[script]} paper, {env_id}", "12 seeds", reference["steps"], *returns, ""])
-    return table([dict(zip(columns, row)) for row in rows])
+def final_cell(group):
+    few = f"<br>{seeds(group)}" if len(group) < 3 else ""
+    return spread(final_returns(group)) + few
 
 
-def statistics(runs, paper):
-    """A row for every script and setting, with the interquartile mean, beside the paper's numbers."""
+def minutes_cell(group):
+    return f"{median(run.minutes for run in group):.1f}"
+
+
+def half_cell(group):
+    """Steps to half of the paper's value, in thousands."""
+    steps = median_steps_to(group, paper_value(group[0].env_id) / 2)
+    return f"{steps / 1000:.0f}k" if steps else "not reached"
+
+
+def paper_value(env_id):
+    """RPO's stochastic return in its paper, at its full budget: the unit of normalised returns."""
+    return float(read_paper()[env_id, "rpo"]["stochastic"])
+
+
+def scores(runs):
+    """A row for every script that ran all the tasks: aggregate, reliability, largest drop."""
     rows = []
-    for group in groups(runs):
-        first = group[0]
-        reference = paper.get((first.env_id, first.script))
+    for script, title in SCRIPTS.items():
+        found = [groups_of(runs, env_id, script) for env_id in ONE_MILLION_TASKS]
+        if not all(found):
+            continue
+        by_task = [group for (group,) in found]
+        units = [paper_value(group[0].env_id) for group in by_task]
+        center, low, high = aggregate_iqm(
+            [[final / unit for final in final_returns(group)] for group, unit in zip(by_task, units)]
+        )
+        all_runs = [(run, unit) for group, unit in zip(by_task, units) for run in group]
+        drops = [largest_drop(run) / unit for run, unit in all_runs]
         row = {
-            "script": SCRIPTS[first.script],
-            "`--env-id`": code(first.settings),
-            "seeds": len(group),
-            "steps": millions(first.steps),
-            "stochastic": spread(final_returns(group)),
-            "IQM [95 %]": iqm(final_returns(group)),
-            "deterministic": spread(final_returns(group, "deterministic_")),
-            "hardware": "; ".join(sorted({run.hardware for run in group})),
-            "paper, stochastic": published(reference, "stochastic"),
-            "paper, deterministic": published(reference, "deterministic"),
-            "paper, steps": reference["steps"] if reference else "-",
+            "script": title,
+            "runs": len(all_runs),
+            "IQM of normalised returns [95 %]": f"{center:.2f} [{low:.2f}, {high:.2f}]",
+            "reliable runs": f"{sum(is_reliable(run, unit) for run, unit in all_runs)} of {len(all_runs)}",
+            "largest drop, mean over runs": f"{mean(drops):.2f}",
         }
         rows.append(row)
     return table(rows)
+
+
+def origin(runs):
+    """How many runs there are, and of which commits and machines."""
+    if not runs:
+        return "Not run."
+    commits = ", ".join(dict.fromkeys(run.commit for run in sorted(runs, key=lambda run: run.date)))
+    dates = sorted(run.date for run in runs)
+    machines = "; ".join(sorted({run.device for run in runs}))
+    return f"{len(runs)} runs at commit {commits}, {dates[0]} to {dates[-1]}, on one core of: {machines}."
+
+
+# tables of the other runs
+def beside_the_paper(runs, paper, page):
+    """A row for every task, script and setting of the longer runs, with the paper's returns."""
+    rows = []
+    for group in groups(run for run in runs if is_standard(run)):
+        first = group[0]
+        reference = paper.get((first.env_id, first.script))
+        row = {
+            "task": first.env_id,
+            "script": SCRIPTS[first.script],
+            "seeds": ", ".join(link(run.path, page, run.seed) for run in group),
+            "steps": millions(first.steps),
+            "stochastic": spread(final_returns(group)),
+            "deterministic": spread(final_returns(group, "deterministic_")),
+            "paper, steps": reference["steps"] if reference else "-",
+            "paper, stochastic": published(reference, "stochastic"),
+            "paper, deterministic": published(reference, "deterministic"),
+            "commit": ", ".join(dict.fromkeys(run.commit for run in group)),
+        }
+        rows.append(row)
+    return table(rows)
+
+
+def other_runs(runs, page):
+    """A row for every results file of an extra name or flag: quick starts, trials of settings."""
+    rows = []
+    for run in runs:
+        row = {
+            "file": link(run.path, page, f"`{run.path.name}`"),
+            "command": code(run.command),
+            "commit": run.commit,
+            "steps": millions(run.steps),
+            "stochastic": evaluated(run, ""),
+            "deterministic": evaluated(run, "deterministic_"),
+            "wall clock": f"{run.minutes:.0f} min",
+        }
+        rows.append(row)
+    return table(rows)
+
+
+def core_hours(runs, paper):
+    """What 12 seeds of the paper's table 1 cost on one core, from the wall clocks of the one-million-step runs."""
+    rows, total = [], 0.0
+    for env_id in ONE_MILLION_TASKS:
+        row = {"task": env_id}
+        for script, title in SCRIPTS.items():
+            found, reference = groups_of(runs, env_id, script), paper.get((env_id, script))
+            if found and reference:
+                steps = 1e6 * float(reference["steps"].removeprefix("about ").removesuffix("M"))
+                hours = 12 * steps / found[0][0].steps * median(run.minutes for run in found[0]) / 60
+                total += hours
+                row[title] = f"{hours:.0f}"
+            else:
+                row[title] = "-"
+        rows.append(row)
+    return table(rows) + f"\n\nTogether {total:,.0f} core-hours."
 
 
 def ablations_of(env_id, runs):
@@ -158,36 +203,11 @@ def ablations_of(env_id, runs):
     columns += ("lowest effective sample ratio", "largest ratio")
     rows = []
     for name, title in ABLATIONS.items():
-        found = groups_of_ablation(runs, env_id, name)
-        for group in found:
+        for group in groups_of_ablation(runs, env_id, name):
             row = [title, code(group[0].settings), len(group), millions(group[0].steps), spread(final_returns(group))]
             row += [iqm(final_returns(group)), spread(final_returns(group, "deterministic_"))]
             rows.append([*row, extreme(min, group, "effective_sample_ratio"), extreme(max, group, "ratio_max")])
-        if not found:
-            rows.append([title, "", "", "", "not run", "", "", "", ""])
     return table([dict(zip(columns, row)) for row in rows])
-
-
-def files(runs, page):
-    """A row for every results file."""
-    rows = []
-    for run in runs:
-        lengths = [f"{run.evaluation(f'{kind}episodic_length'):.0f}" for kind in ("", "deterministic_")]
-        row = {
-            "file": link(run.path, page, f"`{run.path.name}`"),
-            "command": code(run.command),
-            "commit": run.commit,
-            "seed": run.seed,
-            "steps": millions(run.steps),
-            "stochastic": evaluated(run, ""),
-            "deterministic": evaluated(run, "deterministic_"),
-            "length": " / ".join(lengths),
-            "wall clock": f"{run.minutes:.0f} min",
-            "hardware": run.hardware,
-            "date": run.date,
-        }
-        rows.append(row)
-    return table(rows)
 
 
 def speeds(path, page):
@@ -229,84 +249,91 @@ def training(path, page):
 RESULTS_PAGE = """# Results
 
 Written by `python -m benchmarks.tables`, the figures by `python -m benchmarks.plot`, from the files in
-[results](results) and from [paper.csv](paper.csv): do not edit.
+[results](results) and from [paper.csv](paper.csv): do not edit. [docs/results.md](../docs/results.md) says how to run
+them, on one machine or many, and lists older runs. Every file names its command, commit, hardware and date.
 
-A return is the mean of 128 evaluation episodes of the final policy, undiscounted, with the policy's noise
-(stochastic) or without it (deterministic). Over several seeds: mean +- standard deviation (n - 1) of these means, and
-the interquartile mean (a quarter of the seeds, rounded down, left out at either end) with its 95 % percentile
-bootstrap interval; "-" for fewer than three seeds. One seed has no spread: an example, not a statistic.
+A return is the mean of 128 evaluation episodes of the final policy with its noise, undiscounted. Over several seeds:
+mean +- standard deviation (n - 1). The paper is RPO's (arXiv 2508.06214v3), tables 1 and 6: 12 seeds, at its full
+budget. It states only ANYmal's budget; "about" marks our estimates of the others.
 
-The paper is RPO's (arXiv 2508.06214v3), tables 1 and 6: 12 seeds, at its full budget. It states only ANYmal's budget;
-"about" marks our estimates of the others.
+## One million steps
 
-Wall clocks are those of the training, without the final evaluation. They are upper bounds, because the machine was
-shared with other work.
+Every script for 1,000,000 steps, rounded down to whole rollouts, on one core with one thread
+([one_million.sh](one_million.sh)). Settings are each script's own for the task, and learning rates end with the budget.
+On hopper all have 128 environments, because the default of most, 1,024, is meant for 20M steps and would make only 30
+rollouts; REPPO's default there is 256 and SAC's 64. {origin}
 
-## Tasks and scripts
+![Returns against steps](results/1m.png)
 
-Final stochastic returns, each above the paper's.
+Lines are means over seeds, bands their 95 % bootstrap interval; of three seeds, that is nearly their range. Curves are
+the mean of the last 100 episodes to end, and lag behind the policy.
 
-{overview}
+{final}
 
-## Statistics
+![Returns against minutes on one core](results/1m_minutes.png)
 
-Runs that differ in their seed only are one row.
+Minutes of training on one core, without the start and the final evaluation; median over seeds:
 
-{statistics}
+{minutes}
 
-## Ablations
+Steps until the curve reaches half of the paper's value of RPO; median over seeds:
 
-Effective sample ratio: share of samples that the clipping keeps in the epochs after the first; without clipping, that
-it would have kept. Largest ratio: of an epoch, mean over the epochs after the first. With one epoch both are 1. The
-table has the extremes over training and seeds.
+{half}
+
+Normalised returns are divided by the paper's value of RPO at its full budget. IQM: interquartile mean over all runs of
+all tasks, its interval from a bootstrap that draws seeds within tasks. Reliable: a run whose curve never falls below
+0.9 of what it had reached, counted from a tenth of the paper's value. Largest drop: of the curve below its highest
+value so far, in units of the paper's value.
+
+{scores}
+
+### How far the policy moves
+
+![Return and KL per iteration on humanoid](results/1m_kl.png)
+
+KL(old policy || new policy) per iteration beside the return, as in figure 1 of the RPO paper: one line per seed.
+
+## Longer runs beside the paper
+
+{beside}
+
+![Returns of the longer runs against steps](results/longer.png)
+
+## Ablations of RPO
+
+One million steps of ant ([ablations.sh](ablations.sh)). Effective sample ratio: share of samples that the clipping
+keeps in the epochs after the first; without clipping, that it would have kept. Largest ratio: of an epoch, mean over
+the epochs after the first. With one epoch both are 1. The table has the extremes over training and seeds.
 
 {ablations}
-
-## Files
-
-Here the deviations are over the 128 evaluation episodes. Length: mean, stochastic / deterministic; the time limit is
-1000 steps (hand_reorient: 600, cartpole: 240).
-
-{files}
-
-## Speed of the environments
-
-The environments alone, random actions, environment steps per second; backward is through 32 steps.
-
-{throughput}
-
-## Speed of the training
-
-RPO with its defaults, learning and logging included, and what an iteration spends its time on.
-
-{training}
-
-## Learning curves
-
-Mean over the last 100 episodes to end, no further smoothing; over several seeds their mean, the band is one standard
-deviation. The legends have the final stochastic returns.
-
-{figures}
 """
 
 
 def results_page(results, page):
     """The text of RESULTS.md."""
     runs, ablations, paper = read_all(results), read_ablations(results), read_paper()
-    ablation_tasks = tasks_of(ablations) or ["hopper"]
-    figures = [
-        *tasks_of(run for run in runs if is_standard(run)),
-        *(f"ablations_{env_id}" for env_id in tasks_of(ablations)),
-    ]
+    million = read_one_million(results)
     return RESULTS_PAGE.format(
-        overview=overview(runs, paper),
-        statistics=statistics(runs, paper),
-        ablations="\n\n".join(f"### {env_id}\n\n{ablations_of(env_id, ablations)}" for env_id in ablation_tasks),
-        files=files([*runs, *ablations], page),
-        throughput=all_files(throughput, results, page),
-        training=all_files(training, results, page),
-        figures="\n".join("!" + link(results / f"{name}.png", page, name) for name in figures),
+        origin=origin(million),
+        final=one_million_table(million, final_cell),
+        minutes=one_million_table(million, minutes_cell),
+        half=one_million_table(million, half_cell),
+        scores=scores(million),
+        beside=beside_the_paper(runs, paper, page),
+        ablations=with_figure(ablations_of("ant", [*ablations, *million]), results / "ablations_ant.png", page),
     )
+
+
+def with_figure(text, path, page):
+    return f"{text}\n\n!{link(path, page, path.stem)}" if path.exists() else text
+
+
+def filled_results(results, page):
+    """The text of docs/results.md, with the tables between its markers made anew."""
+    runs = [run for run in read_all(results) if not is_standard(run)]
+    text = filled(page.read_text(), "core hours", core_hours(read_one_million(results), read_paper()))
+    text = filled(text, "older ablations", ablations_of("hopper", read_ablations(results)))
+    return filled(text, "other runs", other_runs(runs, page))
 
 
 def all_files(kind, results, page):
@@ -317,10 +344,9 @@ def all_files(kind, results, page):
 
 def filled_readme(results, page):
     """The text of the README, with the tables between its markers made anew, and the lengths of the scripts."""
-    runs, paper = read_all(results), read_paper()
     text = re.sub(r"(\| \[(\w+_continuous\.py)\].* \|) \d+ \|", with_length, page.read_text())
-    text = filled(text, "results", overview(runs, paper))
-    text = filled(text, "rpo", settings_of("rpo", runs, paper, page))
+    text = filled(text, "one million", one_million_table(read_one_million(results), final_cell))
+    text = filled(text, "longer", beside_the_paper(read_all(results), read_paper(), page))
     return filled(text, "throughput", all_files(throughput, results, page))
 
 
@@ -393,6 +419,7 @@ def filled(text, name, block):
 PAGES = {
     BENCHMARKS / "RESULTS.md": results_page,
     ROOT / "README.md": filled_readme,
+    ROOT / "docs" / "results.md": filled_results,
     ROOT / "docs" / "performance.md": filled_performance,
     ROOT / "docs" / "robustness.md": filled_robustness,
 }

@@ -1,15 +1,31 @@
 """Tables and figures are those of the results files; the commands for the paper's tables have flags that exist."""
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
-from benchmarks import plot, run, tables
-from benchmarks.records import ABLATIONS, BENCHMARKS, RESULTS, ROOT, read_ablations, read_all, read_paper
+from benchmarks import plot, run, scores, tables
+from benchmarks.records import (
+    ABLATIONS,
+    BENCHMARKS,
+    ONE_MILLION_TASKS,
+    RESULTS,
+    ROOT,
+    SCRIPTS,
+    read,
+    read_ablations,
+    read_all,
+    read_one_million,
+    read_paper,
+)
 
 COLUMNS = (
     "global_step wall_s episodic_return SPS effective_sample_ratio ratio_max "
@@ -35,7 +51,7 @@ def row(text, title):
 
 @pytest.fixture
 def results(tmp_path):
-    """RPO on the hopper with two seeds and with other flags, a quick start, SAPO with one seed, two ablations."""
+    """RPO on the hopper with two seeds and other flags, a quick start, SAPO, two ablations, Benchmark-1M of RPO."""
     command = "python rpo_continuous.py --env-id hopper"
     write(tmp_path / "rpo_continuous__hopper__1.csv", command, 5000)
     write(tmp_path / "rpo_continuous__hopper__2.csv", f"{command} --seed 2", 5200)
@@ -44,7 +60,20 @@ def results(tmp_path):
     write(tmp_path / "sapo_continuous__hopper__1.csv", "python sapo_continuous.py --env-id hopper", 4000)
     for name, flag, final in (("rpo", "", 5000), ("rpo_no_kl", " --kl-coef 0", 3000)):
         write(tmp_path / "ablations" / f"{name}__hopper__1.csv", f"{command} --exp-name {name}{flag}", final)
+    for env_id in ONE_MILLION_TASKS:
+        for seed in (1, 2, 3):
+            command = f"python rpo_continuous.py --env-id {env_id} --seed {seed} --total-timesteps 1000000"
+            write(tmp_path / "1m" / f"rpo_continuous__{env_id}__{seed}.csv", command, 1000 * seed)
     return tmp_path
+
+
+def with_curve(path, curve):
+    """A run whose logged returns are those given, at steps 1000, 2000, ..."""
+    lines = ["# command: python rpo_continuous.py --env-id hopper, commit: abc1234, device: toaster, cores: 2, "]
+    lines[0] += "torch: 2, warp: 1, date: 2026-11-21"
+    lines += [",".join(COLUMNS), *(f"{1000 * (i + 1)},60,{x},9000,1,1,,,,,," for i, x in enumerate(curve))]
+    path.write_text("\n".join([*lines, f"{1000 * len(curve)},130,,,,,7,5,1000,7,5,1000"]) + "\n")
+    return read(path)
 
 
 def test_the_pages_are_those_of_the_files_and_scripts():
@@ -54,37 +83,78 @@ def test_the_pages_are_those_of_the_files_and_scripts():
 
 
 def test_statistics_need_seeds():
-    assert tables.spread([10.0]) == "10" and tables.spread([10.0, 14.0]) == "12 +- 3"
-    assert tables.iqm([1.0, 2.0]) == "-"
-    center, low, high = map(
-        int, re.fullmatch(r"(\d+) \[(\d+), (\d+)\]", tables.iqm([0.0, 10.0, 20.0, 1000.0])).groups()
-    )
+    assert scores.spread([10.0]) == "10" and scores.spread([10.0, 14.0]) == "12 +- 3"
+    assert scores.iqm([1.0, 2.0]) == "-"
+    found = re.fullmatch(r"(\d+) \[(\d+), (\d+)\]", scores.iqm([0.0, 10.0, 20.0, 1000.0]))
+    center, low, high = map(int, found.groups())
     assert center == 15  # without the lowest and the highest
     assert 0 <= low < center < high <= 1000
 
 
-def test_the_overview_averages_runs_that_differ_in_their_seed_only(results):
-    hopper = row(tables.overview(read_all(results), read_paper()), "hopper")
-    assert hopper[0] == (
-        "**5100 +- 141**<br>2 seeds, 2.00M<br>**100**<br>1 seed, 2.00M<br>paper: 5526 +- 3"
-    )  # and no quick start
-    assert hopper[1] == "not run<br>paper: 5067 +- 299"
-    assert hopper[2] == "**4000**<br>1 seed, 2.00M<br>paper: 5408 +- 4"
-    assert hopper[6] == "not run"
+def test_the_band_is_the_bootstrap_of_the_mean():
+    values = np.array([[0.0], [0.0], [3.0]])
+    # of the 27 resamples 8 have mean 0 and 1 has mean 3, more than 2.5 % of all
+    assert [float(end[0]) for end in scores.mean_interval(values)] == [0.0, 3.0]
+    low, high = scores.mean_interval(np.array([[0.0], [0.0], [0.0], [0.0], [1.0]]))  # mean 0: 33 %, mean 1: 0.03 %
+    assert low[0] == 0.0 and high[0] < 1.0
 
 
-def test_the_table_of_a_script_has_quick_starts_and_the_paper(results):
-    text = tables.settings_of("rpo", read_all(results), read_paper(), results / "README.md")
-    assert row(text, "`hopper --total-timesteps 7`") == ["[1](quickstart_1.csv)", "2.00M", "42", "142", "2 min"]
-    assert row(text, "`hopper`")[0] == "[1](rpo_continuous__hopper__1.csv), [2](rpo_continuous__hopper__2.csv)"
-    assert row(text, "RPO paper, hopper") == ["12 seeds", "about 20M", "5526 +- 3", "5585 +- 6", ""]
+def test_the_aggregate_draws_seeds_within_tasks():
+    center, low, high = scores.aggregate_iqm([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [30.0, 30.0]])
+    assert center == low == high == 1.5  # equal seeds leave nothing to chance: a drawn task would
+    center, low, high = scores.aggregate_iqm([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
+    assert low < center < high
+
+
+def test_sample_efficiency_and_reliability_are_those_of_the_curve(tmp_path):
+    run_ = with_curve(tmp_path / "a.csv", [1, 0, 50, 46, 100, "nan", 90])
+    assert scores.steps_to(run_, 50) == 3000 and scores.steps_to(run_, 101) is None
+    assert scores.is_reliable(run_, 100)  # 0 after 1 is below a tenth of the scale, 90 is just not below 0.9 x 100
+    assert scores.largest_drop(run_) == 10.0
+    other = with_curve(tmp_path / "b.csv", [20, 17, 100])
+    assert not scores.is_reliable(other, 100) and scores.is_reliable(other, 1000)
+    assert scores.median_steps_to([run_, other, other], 60) == 3000
+    assert scores.median_steps_to([run_, other], 101) is None
+
+
+def test_the_tables_of_benchmark_1m(results):
+    runs = read_one_million(results)
+    text = tables.one_million_table(runs, tables.final_cell)
+    assert row(text, "hopper")[:2] == ["2000 +- 1000", "not run"]
+    assert row(tables.one_million_table(runs, tables.minutes_cell), "ant")[0] == "2.0"
+    # half of the paper's 5,526 is reached by one seed of three; half of the hand's 238 by all, in the second line
+    half = tables.one_million_table(runs, tables.half_cell)
+    assert row(half, "hopper")[0] == "not reached" and row(half, "hand_reorient")[0] == "2000k"
+    lines = tables.scores(runs).splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| RPO | 15 | ")  # SHAC and the others have not run everything
+    assert tables.origin(runs).startswith(
+        "15 runs at commit abc1234, 2026-11-21 to 2026-11-21, on one core of: toaster"
+    )
+    few = [run_ for run_ in runs if run_.seed < 3]
+    assert row(tables.one_million_table(few, tables.final_cell), "hopper")[0] == "1500 +- 707<br>2 seeds"
+
+
+def test_core_hours_are_those_of_twelve_seeds_at_the_papers_length(results):
+    text = tables.core_hours(read_one_million(results), read_paper())
+    assert row(text, "anymal")[:2] == ["2", "-"]  # 12 seeds x 5 times the two minutes of two million steps
+    assert "Together 11 core-hours." in text  # 4 + 2 + 2 + 2 + 0.8
+
+
+def test_longer_runs_stand_beside_the_paper(results):
+    text = tables.beside_the_paper(read_all(results), read_paper(), results / "RESULTS.md")
+    assert "| hopper | RPO | [1](rpo_continuous__hopper__1.csv), [2](rpo_continuous__hopper__2.csv) | 2.00M |" in text
+    assert "| 5100 +- 141 | 5200 +- 141 | about 20M | 5526 +- 3 | 5585 +- 6 | abc1234 |" in text
+    assert "quickstart" not in text
+    assert "`quickstart_1.csv`" in tables.other_runs([read(results / "quickstart_1.csv")], results / "RESULTS.md")
 
 
 def test_ablations_have_a_table_and_no_unknown_names(results):
     text = tables.ablations_of("hopper", read_ablations(results))
     found = row(text, "RPO without the KL term")
     assert found == ["`hopper --kl-coef 0`", "1", "2.00M", "3000", "-", "3100", "0.70", "12.50"]
-    assert "not run" in row(text, "RPO, one epoch")
+    assert "one epoch" not in text
+    plain = tables.ablations_of("ant", read_one_million(results))
+    assert row(plain, "RPO")[1:4] == ["3", "2.00M", "2000 +- 1000"]  # the unchanged algorithm is Benchmark-1M's
     (results / "ablations" / "rpo__hopper__1.csv").rename(results / "ablations" / "rpo_odd__hopper__1.csv")
     with pytest.raises(ValueError, match="expected the name of an ablation.*got rpo_odd"):
         read_ablations(results)
@@ -97,7 +167,7 @@ def page(path, *names):
 
 
 def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
-    readme = page(results / "README.md", "results", "rpo", "throughput")
+    readme = page(results / "README.md", "one million", "longer", "throughput")
     readme.write_text(readme.read_text() + "| [rpo_continuous.py](x) | RPO | 7 |\nthe rest | 7 |")
     length = len((ROOT / "rpo_continuous.py").read_text().splitlines())
     text = tables.filled_readme(results, readme)
@@ -111,16 +181,18 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     text = tables.filled_robustness(results, page(results / "robustness.md", "drill", "memory"))
     assert "| kill | a, b | fine |" in text and "| starve | a | x |" in text and "| starve | b | y |" in text
     assert "| 10.00M | 905 MiB |" in text
-    with pytest.raises(ValueError, match="expected the lines <!-- rpo: begin -->"):
-        tables.filled_readme(results, page(results / "README.md", "results"))
+    text = tables.filled_results(results, page(results / "results.md", "core hours", "older ablations", "other runs"))
+    assert "core-hours" in text and "RPO without the KL term" in text and "quickstart_1.csv" in text
+    with pytest.raises(ValueError, match="expected the lines <!-- longer: begin -->"):
+        tables.filled_readme(results, page(results / "README.md", "one million"))
 
 
 def test_plot_writes_the_figures_that_the_results_page_shows(results):
     plot.main(results)
     names = {path.name for path in results.glob("*.png")}
-    assert names == {"hopper.png", "all.png", "ablations_hopper.png"}
+    assert names == {"longer.png", "1m.png", "1m_minutes.png", "1m_kl.png", "ablations_hopper.png", "ablations_ant.png"}
     text = tables.results_page(results, results / "RESULTS.md")
-    assert "![hopper](hopper.png)" in text and "![ablations_hopper](ablations_hopper.png)" in text
+    assert {*re.findall(r"!\[.*?\]\(results/(.*?)\)", text)} <= names
 
 
 def write_speeds(path):
@@ -159,3 +231,22 @@ def test_the_commands_of_the_paper_can_be_run():
         for one in run.all_runs(args):
             _, script, *flags = shlex.split(one.command)
             tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)  # unknown ones would exit
+
+
+@pytest.mark.parametrize("name, count", [("one_million", len(SCRIPTS) * len(ONE_MILLION_TASKS)), ("ablations", 3)])
+def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count):
+    """As GNU parallel or a Slurm array job takes them."""
+    list_runs = ["bash", str(BENCHMARKS / f"{name}.sh"), "2", "--list"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    listed = subprocess.run(list_runs, capture_output=True, text=True, check=True, env=os.environ | {"PATH": path})
+    commands = listed.stdout.splitlines()
+    assert len(set(commands)) == count
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "benchmarks.run"]
+        args = tyro.cli(run.Args, args=words[3:])
+        (one,) = run.all_runs(args)
+        assert run.command_of(one, args) == command and one.seed == 2 and "--total-timesteps 1000000" in one.command
+        assert args.results in (Path("benchmarks/results/1m"), Path("benchmarks/results/ablations"))
+        _, script, *flags = shlex.split(one.command)
+        tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)
