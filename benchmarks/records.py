@@ -150,7 +150,7 @@ def read_paper():
 
 
 def is_standard(run):
-    """Whether a file is <script>_continuous__<env_id>__<seed>.csv and not, say, a quick start or a trial of a setting."""
+    """Whether a file is <script>_continuous__<env_id>__<seed>.csv and not a quick start or a trial of a setting."""
     return run.path.stem == f"{run.script}_continuous__{run.env_id}__{run.seed}"
 
 

@@ -136,7 +136,8 @@ def origin(runs):
     commits = ", ".join(dict.fromkeys(run.commit for run in sorted(runs, key=lambda run: run.date)))
     dates = sorted(run.date for run in runs)
     machines = "; ".join(sorted({run.device for run in runs}))
-    return f"{len(runs)} run{'s' if len(runs) > 1 else ''} at commit {commits}, {dates[0]} to {dates[-1]}, on one core of: {machines}."
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    return f"{count} at commit {commits}, {dates[0]} to {dates[-1]}, on one core of: {machines}."
 
 
 # tables of the other runs
