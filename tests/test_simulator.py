@@ -12,6 +12,7 @@ from golden import TASKS, golden_inputs, make, relative
 
 import envs
 from envs.physics import Simulator
+from envs.physics.lanes import NUM_LANES, in_lanes
 from envs.physics.substeps import Substeps
 
 
@@ -131,6 +132,52 @@ def test_memory_is_flat():
     assert growth[1] < 0.5, resident
 
 
+def two_steps_and_gradients(task, num_envs, before=lambda batch: None):
+    """The states after two steps and the gradients of both; `before` may touch the buffers."""
+    env = envs.make(task, num_envs=num_envs, seed=1, num_threads=1)
+    env.reset()
+    (batch,) = env.simulator.batches
+    before(batch)
+    noise, results = torch.Generator().manual_seed(2), []
+    q, qd = env.joint_q, env.joint_qd
+    for step in (1, 2):
+        act = torch.randn(qd.shape, generator=noise)
+        new_q, new_qd, _ = batch.forward(step, q, qd, act)
+        weights = [torch.randn(x.shape, generator=noise) for x in (q, qd)]
+        results += [new_q, new_qd, *batch.backward(step, q, qd, act, *weights)]
+        q, qd = new_q, new_qd
+    assert all(x.isfinite().all() and x.any() for x in results)
+    return results
+
+
+@pytest.mark.parametrize("num_envs", (1, 5, 16, 33))
+@pytest.mark.parametrize("task", ("hopper", "anymal"))
+def test_lanes_compute_what_plain_floats_do(task, num_envs, monkeypatch):
+    lanes = two_steps_and_gradients(task, num_envs)
+    monkeypatch.setattr("envs.physics.substeps.in_lanes", lambda array: array)
+    floats = two_steps_and_gradients(task, num_envs)
+    assert all(torch.equal(a, b) for a, b in zip(lanes, floats))
+
+
+def fill_idle_lanes(batch, value):
+    """Put a value into every lane that belongs to no environment."""
+    names = ("joint_tau", "joint_qdd", "H", "factor")
+    arrays = [getattr(x, name) for x in batch.substeps for name in names if hasattr(x, name)]
+    gradients = [array.grad for array in arrays if array.grad is not None]
+    for array in map(in_lanes, arrays + gradients):
+        numbers = array.numpy()
+        numbers[-1, ..., batch.num_envs % NUM_LANES :] = value
+        array.assign(numbers)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, 1e30))
+@pytest.mark.parametrize("task, num_envs", (("hopper", 1), ("anymal", 21)))
+def test_idle_lanes_reach_nobody(task, num_envs, value):
+    expected = two_steps_and_gradients(task, num_envs)
+    actual = two_steps_and_gradients(task, num_envs, lambda batch: fill_idle_lanes(batch, value))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected))
+
+
 @pytest.mark.parametrize("task", ("hopper", "humanoid", "hand_reorient"))
 def test_memory_layout_of_cuda_gives_the_same_numbers(task, monkeypatch):
     """Environments last in memory, as on CUDA: the same bits, because kernels reach a number by its indices."""
@@ -150,7 +197,7 @@ def test_memory_layout_of_cuda_gives_the_same_numbers(task, monkeypatch):
     array, expected = step_and_gradients()
     monkeypatch.setattr(Substeps, "environments_last", True)
     transposed, actual = step_and_gradients()
-    assert array.strides == (4 * array.shape[1], 4) and transposed.strides == (4, 4 * 5)
+    assert array.strides == (4 * array.shape[1], 4) and transposed.strides == (4, 4 * 16)
     assert all(x.abs().sum() > 0 for x in expected[2:])
     assert all(torch.equal(a, b) for a, b in zip(actual, expected))
 

@@ -11,8 +11,11 @@ The factorisation is not differentiated through.  With qdd = H^-1 tau and the gr
 so the adjoint of a solve is one more solve with the same factors.
 """
 
+from typing import Any
+
 import warp as wp
 
+from envs.physics.lanes import for_floats_and_lanes, over, times
 from envs.physics.model import Model
 
 
@@ -96,27 +99,27 @@ def factorise(
     # Model:
     model: Model,
     # State in:
-    H: wp.array3d[float],
+    H: wp.array3d[Any],
     # State out:
-    factor: wp.array3d[float],
+    factor: wp.array3d[Any],
 ):
     """H + diag(armature) = L' D L: the strict lower triangle of `factor` holds L, its diagonal 1 / D."""
     env = wp.tid()
     for i in range(model.num_dofs):
-        factor[env, i, i] = H[env, i, i] + model.armature[i]
+        factor[env, i, i] = H[env, i, i] + H.dtype(model.armature[i])
         for a in range(model.ancestor_start[i], model.ancestor_start[i + 1]):
             factor[env, i, model.ancestor[a]] = H[env, i, model.ancestor[a]]
     for k in range(model.num_dofs):
         i = model.num_dofs - 1 - k
-        inv_d = 1.0 / factor[env, i, i]
+        inv_d = over(factor.dtype(1.0), factor[env, i, i])
         factor[env, i, i] = inv_d
         last = model.ancestor_start[i + 1]
         for a in range(model.ancestor_start[i], last):
             j = model.ancestor[a]
-            l_ij = factor[env, i, j] * inv_d
+            l_ij = times(factor[env, i, j], inv_d)
             for b in range(a, last):
                 m = model.ancestor[b]
-                factor[env, j, m] = factor[env, j, m] - l_ij * factor[env, i, m]
+                factor[env, j, m] = factor[env, j, m] - times(l_ij, factor[env, i, m])
             factor[env, i, j] = l_ij
 
 
@@ -125,10 +128,10 @@ def solve(
     # Model:
     model: Model,
     # State in:
-    factor: wp.array3d[float],
-    rhs: wp.array2d[float],
+    factor: wp.array3d[Any],
+    rhs: wp.array2d[Any],
     # State out:
-    x: wp.array2d[float],
+    x: wp.array2d[Any],
 ):
     """x = (L' D L)^-1 rhs."""
     env = wp.tid()
@@ -139,11 +142,11 @@ def solve(
         x_i = x[env, i]
         for a in range(model.ancestor_start[i], model.ancestor_start[i + 1]):
             j = model.ancestor[a]
-            x[env, j] = x[env, j] - factor[env, i, j] * x_i
+            x[env, j] = x[env, j] - times(factor[env, i, j], x_i)
     for i in range(model.num_dofs):
-        x_i = x[env, i] * factor[env, i, i]
+        x_i = times(x[env, i], factor[env, i, i])
         for a in range(model.ancestor_start[i], model.ancestor_start[i + 1]):
-            x_i = x_i - factor[env, i, model.ancestor[a]] * x[env, model.ancestor[a]]
+            x_i = x_i - times(factor[env, i, model.ancestor[a]], x[env, model.ancestor[a]])
         x[env, i] = x_i
 
 
@@ -152,11 +155,11 @@ def solve_adjoint(
     # Model:
     model: Model,
     # State in:
-    joint_qdd: wp.array2d[float],
-    grad_tau: wp.array2d[float],
+    joint_qdd: wp.array2d[Any],
+    grad_tau: wp.array2d[Any],
     # State out:
-    grad_H: wp.array3d[float],
-    grad_qdd: wp.array2d[float],
+    grad_H: wp.array3d[Any],
+    grad_qdd: wp.array2d[Any],
 ):
     """dJ/dH -= lambda qdd' with lambda = dJ/dtau; an entry below the diagonal stands for its mirror image too.
 
@@ -165,8 +168,13 @@ def solve_adjoint(
     i, env = wp.tid()
     qdd_i = joint_qdd[env, i]
     lambda_i = grad_tau[env, i]
-    grad_H[env, i, i] = grad_H[env, i, i] - lambda_i * qdd_i
+    grad_H[env, i, i] = grad_H[env, i, i] - times(lambda_i, qdd_i)
     for a in range(model.ancestor_start[i], model.ancestor_start[i + 1]):
         j = model.ancestor[a]
-        grad_H[env, i, j] = grad_H[env, i, j] - lambda_i * joint_qdd[env, j] - grad_tau[env, j] * qdd_i
-    grad_qdd[env, i] = 0.0
+        grad_H[env, i, j] = grad_H[env, i, j] - times(lambda_i, joint_qdd[env, j]) - times(grad_tau[env, j], qdd_i)
+    grad_qdd[env, i] = grad_qdd.dtype(0.0)
+
+
+for_floats_and_lanes(factorise, "H", "factor")
+for_floats_and_lanes(solve, "factor", "rhs", "x")
+for_floats_and_lanes(solve_adjoint, "joint_qdd", "grad_tau", "grad_H", "grad_qdd")

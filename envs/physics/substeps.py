@@ -13,8 +13,9 @@ the buffers in between, it runs the substeps again first.
 The launches are captured once and replayed by one call, on the CPU as on CUDA.
 
 Neighbouring threads of a launch are neighbouring environments.  On CUDA arrays have the environments last in memory,
-so that these threads read neighbouring addresses; on the CPU first, so that an environment's numbers are side by side.
-Shapes and indices are the same, environments first, and so are the results.
+so that these threads read neighbouring addresses; on the CPU first, so that an environment's numbers are side by side,
+except what the solve works on, which has them last, for its lanes (lanes.py).  Shapes and indices are the same,
+environments first, and so are the results.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from envs.physics.body_contact import find_touching, pair_wrenches, subtract_pai
 from envs.physics.forces import joint_forces, link_wrenches
 from envs.physics.integrate import find_diverged, integrate_position, integrate_velocity
 from envs.physics.kinematics import forward_kinematics
+from envs.physics.lanes import in_lanes, round_up
 from envs.physics.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
 from envs.physics.model import Model, PairModel
 from envs.physics.reference_point import choose_reference_point, move_origin_of_positions, move_origin_of_velocities
@@ -46,7 +48,7 @@ class Stage:
     """One launch of a kernel for all environments."""
 
     kernel: wp.Kernel
-    threads: tuple  # per environment
+    threads: tuple  # per environment, or per 16 of them if the arrays are in lanes
     inputs: list
     outputs: list
     adjoint_stages: list | None = (
@@ -71,13 +73,14 @@ class Intermediates:
             self.touching = allocate(None, wp.vec2i, num_pairs)  # without a gradient, see body_contact.py
             self.pair_wrench = allocate("pair_wrench", wp.spatial_vector, num_pairs)
             self.net_wrench = allocate("net_wrench", wp.spatial_vector, num_links)  # f less the pairs' wrenches
-        self.joint_tau = allocate("joint_tau", float, num_dofs)  # tau
-        self.joint_qdd = allocate("joint_qdd", float, num_dofs)  # qdd
+        self.joint_tau = allocate("joint_tau", float, num_dofs, lanes=True)  # tau
+        self.joint_qdd = allocate("joint_qdd", float, num_dofs, lanes=True)  # qdd
         if rebuilds_mass_matrix:
             self.tree_moment = allocate("tree_moment", wp.vec3, num_links)  # m c of a subtree
             self.tree_inertia = allocate("tree_inertia", wp.mat33, num_links)  # I of a subtree
-            self.H = allocate("H", float, num_dofs, num_dofs)
-            self.factor = allocate(None, float, num_dofs, num_dofs)  # L and 1 / D, without a gradient: mass_matrix.py
+            self.H = allocate("H", float, num_dofs, num_dofs, lanes=True)
+            # L and 1 / D, without a gradient: mass_matrix.py
+            self.factor = allocate(None, float, num_dofs, num_dofs, lanes=True)
 
 
 class Substeps:
@@ -160,7 +163,7 @@ class Substeps:
 
     def launch(self, stage, **warp_options):
         """Run one stage; warp_options: those of wp.launch."""
-        dim = (*stage.threads, self.num_envs)
+        dim = (*stage.threads, stage.outputs[0].shape[0])
         wp.launch(stage.kernel, dim, stage.inputs, stage.outputs, device=self.warp_device, **warp_options)
 
     def _substep(self, s):
@@ -185,10 +188,11 @@ class Substeps:
         if x is rebuilt:
             yield Stage(composite_inertias, (), [model, x.link_pose], [x.tree_moment, x.tree_inertia])
             yield Stage(mass_matrix, dofs, [model, x.motion_subspace, x.tree_moment, x.tree_inertia], [x.H])
-            yield Stage(factorise, (), [model, x.H], [x.factor], NO_DERIVATIVE)
+            yield Stage(factorise, (), [model, in_lanes(x.H)], [in_lanes(x.factor)], NO_DERIVATIVE)
 
         # qdd = H^-1 tau
-        yield Stage(solve, (), [model, rebuilt.factor, x.joint_tau], [x.joint_qdd], self._adjoint_of_solve(x, rebuilt))
+        factor, tau, qdd = (in_lanes(array) for array in (rebuilt.factor, x.joint_tau, x.joint_qdd))
+        yield Stage(solve, (), [model, factor, tau], [qdd], self._adjoint_of_solve(x, rebuilt))
 
         # q, qd
         yield Stage(integrate_velocity, dofs, [self.h, qd, x.joint_qdd], [next_qd])
@@ -202,10 +206,11 @@ class Substeps:
 
     def _adjoint_of_solve(self, x, rebuilt):
         """One more solve with the same factors, and the gradient of H: see mass_matrix.py."""
-        grad_qdd, grad_tau, grad_H = x.joint_qdd.grad, x.joint_tau.grad, rebuilt.H.grad
+        factor, qdd = in_lanes(rebuilt.factor), in_lanes(x.joint_qdd)
+        grad_qdd, grad_tau, grad_H = (in_lanes(array.grad) for array in (x.joint_qdd, x.joint_tau, rebuilt.H))
         return [
-            Stage(solve, (), [self.model, rebuilt.factor, grad_qdd], [grad_tau]),
-            Stage(solve_adjoint, (self.num_dofs,), [self.model, x.joint_qdd, grad_tau], [grad_H, grad_qdd]),
+            Stage(solve, (), [self.model, factor, grad_qdd], [grad_tau]),
+            Stage(solve_adjoint, (self.num_dofs,), [self.model, qdd, grad_tau], [grad_H, grad_qdd]),
         ]
 
     def _launch_forward(self):
@@ -232,13 +237,13 @@ class Substeps:
         stream = wp.stream_from_torch(self.act.value.device) if self.warp_device.is_cuda else None
         wp.capture_launch(graph, stream=stream)
 
-    def _zeros(self, dtype, *shape):
-        if self.environments_last:
-            array = wp.zeros((*shape, self.num_envs), dtype=dtype, device=self.warp_device)
-            array = array.transpose((len(shape), *range(len(shape))))
+    def _zeros(self, dtype, *shape, lanes=False):
+        if self.environments_last or lanes:
+            whole = wp.zeros((*shape, round_up(self.num_envs)), dtype=dtype, device=self.warp_device)
+            array = whole.transpose((len(shape), *range(len(shape))))[: self.num_envs]
         else:
-            array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
-        self.num_bytes += array.size * wp.types.type_size_in_bytes(dtype)
+            whole = array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
+        self.num_bytes += whole.capacity
         return array
 
     def _differentiable(self, width):
@@ -250,11 +255,11 @@ class Substeps:
         array = self._differentiable(width)
         return Variable(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
 
-    def _allocate(self, name, dtype, *shape):
+    def _allocate(self, name, dtype, *shape, lanes=False):
         """An array of its own for the value, the shared buffer of that name for its gradient."""
-        array = self._zeros(dtype, *shape)
+        array = self._zeros(dtype, *shape, lanes=lanes)
         if name is not None and name not in self.grads:
-            self.grads[name] = self._zeros(dtype, *shape)
+            self.grads[name] = self._zeros(dtype, *shape, lanes=lanes)
         array.grad = self.grads.get(name)
         return array
 
