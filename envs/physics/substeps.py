@@ -102,7 +102,7 @@ class Substeps:
         self.inputs = (self.world_q, self.world_qd, self.act)
         self.reference_point = self._allocate(None, wp.vec3)
         self.diverged = self._allocate(None, wp.bool)
-        self.diverged_rows = wp.to_torch(self.diverged)
+        self.diverged_rows = self._view(self.diverged)
         self.substeps = [
             Intermediates(self._allocate, self.num_dofs, self.num_links, self.num_pairs, s % self.interval == 0)
             for s in range(substeps)
@@ -233,11 +233,14 @@ class Substeps:
         wp.capture_launch(graph, stream=stream)
 
     def _zeros(self, dtype, *shape):
+        in_memory = (*shape, self.num_envs) if self.environments_last else (self.num_envs, *shape)
+        try:
+            array = wp.zeros(in_memory, dtype=dtype, device=self.warp_device)
+        except RuntimeError as error:
+            expected = "num_envs: expected as many environments as fit into memory"
+            raise ValueError(f"{expected}, got {self.num_envs} for one thread") from error
         if self.environments_last:
-            array = wp.zeros((*shape, self.num_envs), dtype=dtype, device=self.warp_device)
             array = array.transpose((len(shape), *range(len(shape))))
-        else:
-            array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
         self.num_bytes += array.size * wp.types.type_size_in_bytes(dtype)
         return array
 
@@ -248,7 +251,12 @@ class Substeps:
 
     def _variable(self, width):
         array = self._differentiable(width)
-        return Variable(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
+        return Variable(array, self._view(array), self._view(array.grad))
+
+    def _view(self, array):
+        """The same memory as a torch tensor, whatever torch's default device is."""
+        with torch.device(wp.device_to_torch(self.warp_device)):
+            return wp.to_torch(array, requires_grad=False)
 
     def _allocate(self, name, dtype, *shape):
         """An array of its own for the value, the shared buffer of that name for its gradient."""
