@@ -38,7 +38,7 @@ ENV_IDS = tuple(TASKS)
 
 def make(env_id: str, num_envs: int = 1, device="cpu", seed: int = 1, **options) -> VectorEnv:
     """Create the environment `env_id`; further options: see VectorEnv. Raises ValueError for an unknown id."""
-    if env_id not in TASKS:
+    if not isinstance(env_id, str) or env_id not in TASKS:
         near = difflib.get_close_matches(str(env_id), ENV_IDS, n=1, cutoff=0.0)[0]
         raise ValueError(f"env_id: expected one of {', '.join(ENV_IDS)}, got {env_id!r}; did you mean {near!r}?")
     return TASKS[env_id](num_envs, device=device, seed=seed, **options)

@@ -89,4 +89,4 @@ class Cartpole(VectorEnv):
         return 0.5 * math.pi * noise[:, :2], 0.25 * noise[:, 2:]
 
     def rest_state(self):
-        return torch.zeros(self.num_envs, 2, device=self.device), torch.zeros(self.num_envs, 2, device=self.device)
+        return self.zeros(2), self.zeros(2)

@@ -165,6 +165,6 @@ class Cheetah(VectorEnv):
         return self.rest_state()[0] + 0.1 * noise[:, :9], 0.25 * noise[:, 9:]
 
     def rest_state(self):
-        joint_q = torch.zeros(self.num_envs, 9, device=self.device)
+        joint_q = self.zeros(9)
         joint_q[:, 1] = self.start_z
         return joint_q, torch.zeros_like(joint_q)

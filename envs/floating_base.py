@@ -44,8 +44,8 @@ class FloatingBase(VectorEnv):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         start = [0.0, self.start_height, 0.0, *Z_UP, *self.start_angles]
-        self.start = torch.tensor(start, device=self.device).repeat(self.num_envs, 1)
-        self.torque = torch.tensor(self.motor_torque, device=self.device)
+        self.start = self.constant(start).repeat(self.num_envs, 1)
+        self.torque = self.constant(self.motor_torque)
 
     @property
     def reset_noise_size(self):
@@ -77,7 +77,7 @@ class FloatingBase(VectorEnv):
         return torch.cat([position + 0.1 * shift, quaternion, angles + 0.2 * joints], dim=1), 0.25 * joint_qd
 
     def rest_state(self):
-        return self.start.clone(), torch.zeros(self.num_envs, 6 + self.num_actions, device=self.device)
+        return self.start.clone(), self.zeros(6 + self.num_actions)
 
 
 def _axes_of_root(quaternion):

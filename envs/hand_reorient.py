@@ -196,8 +196,8 @@ class HandReorient(VectorEnv):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.limits = torch.tensor([link.limits for link in LINKS if link.joint == REVOLUTE], device=self.device).T
-        self.goal_position = torch.tensor(GOAL_POSITION, device=self.device).repeat(self.num_envs, 1)
+        self.limits = self.constant([link.limits for link in LINKS if link.joint == REVOLUTE]).T
+        self.goal_position = self.constant(GOAL_POSITION).repeat(self.num_envs, 1)
 
     def actuate(self, action):
         return pad(self.motor_torque * action, (0, 6))  # nothing pushes the cube but the hand
@@ -230,18 +230,18 @@ class HandReorient(VectorEnv):
         angles, shift, turn = noise[:, :16], noise[:, 16:19], noise[:, 19:21]
         lower, upper = self.limits
         angles = 0.2 * (0.5 * (lower + upper) + 0.5 * (upper - lower) * angles)
-        position = torch.tensor(CUBE_START, device=self.device) + 0.01 * shift
+        position = self.constant(CUBE_START) + 0.01 * shift
         joint_q = torch.cat([angles, position, _orientation(turn)], dim=1)
-        return joint_q, torch.zeros(self.num_envs, 22, device=self.device)
+        return joint_q, self.zeros(22)
 
     def rest_state(self):
-        return self.sample_state(torch.zeros(self.num_envs, self.reset_noise_size, device=self.device))
+        return self.sample_state(self.zeros(self.reset_noise_size))
 
     def sample_goal(self, noise):
         return _orientation(noise[:, 21:23])
 
     def drawn_joint_q(self, index):
-        position = torch.tensor(GOAL_DRAWN_AT, device=self.device)
+        position = self.constant(GOAL_DRAWN_AT)
         return torch.cat([self.joint_q[index], position, self.goal[index]])
 
     def _distance(self, obs):

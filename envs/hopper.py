@@ -129,4 +129,4 @@ class Hopper(VectorEnv):
         return (0.05 * noise).split(6, dim=1)
 
     def rest_state(self):
-        return torch.zeros(self.num_envs, 6, device=self.device), torch.zeros(self.num_envs, 6, device=self.device)
+        return self.zeros(6), self.zeros(6)

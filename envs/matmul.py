@@ -39,7 +39,9 @@ def largest_error():
     """Of products of float32 matrices with random entries, relative to their norm, against float64."""
     generator, errors = torch.Generator().manual_seed(0), []
     for m, k, n in SHAPES:
-        a, b = torch.randn(m, k, generator=generator), torch.randn(n, k, generator=generator).T
+        shapes, options = ((m, k), (n, k)), {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+        a, b = (torch.randn(shape, **options) for shape in shapes)
+        b = b.T
         exact = a.double() @ b.double()
         errors.append(((a @ b).double() - exact).norm() / exact.norm())
     return max(errors).item()

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import warp as wp
 
-from envs.physics import Z_UP, Box
+from envs.physics import WARP, Z_UP, Box
 from envs.physics.kinematics import forward_kinematics
 from envs.physics.model import build_model
 
@@ -187,7 +187,7 @@ def draw_pixel(
 def link_poses(model, joint_q, device):
     """Where the links are: poses (n, links), a Warp array, at the coordinates joint_q (n, nq), a torch tensor."""
     n, joint_q = len(joint_q), joint_q.detach().cpu().numpy()
-    with wp.ScopedDevice(device):
+    with WARP, wp.ScopedDevice(device):
         pose = wp.zeros((n, model.num_links), dtype=wp.transform)
         twist, bias = (wp.zeros(pose.shape, dtype=wp.spatial_vector) for _ in range(2))
         motion_subspace = wp.zeros((n, model.num_dofs), dtype=wp.spatial_vector)
@@ -206,20 +206,21 @@ class Renderer:
         if not articulation.shapes:
             raise ValueError("articulation: expected at least one shape to draw, got none")
         self.device = wp.device_from_torch(device)
-        self.model = build_model(_y_up(articulation), self.device)
         self.look_at_height, self.distance = look_at_height, distance
         self.followed_link = articulation.shapes[0].link
-        with wp.ScopedDevice(self.device):
+        with WARP, wp.ScopedDevice(self.device):
+            self.model = build_model(_y_up(articulation), self.device)
             self.shapes = wp.array([_shape(shape) for shape in articulation.shapes], dtype=Shape)
             self.tiles = wp.array(TILES, dtype=wp.vec3)
             self.picture = wp.zeros((height, width, 3), dtype=wp.uint8)
 
     def draw(self, joint_q):
         """The picture, uint8 (height, width, 3), of the state joint_q (nq,)."""
-        link_pose = link_poses(self.model, joint_q[None], self.device)
-        inputs = [self.shapes, self.tiles, link_pose, self._camera(link_pose)]
-        wp.launch(draw_pixel, self.picture.shape[:2], inputs, [self.picture], device=self.device)
-        return self.picture.numpy().copy()
+        with WARP:
+            link_pose = link_poses(self.model, joint_q[None], self.device)
+            inputs = [self.shapes, self.tiles, link_pose, self._camera(link_pose)]
+            wp.launch(draw_pixel, self.picture.shape[:2], inputs, [self.picture], device=self.device)
+            return self.picture.numpy().copy()
 
     def _camera(self, link_pose):
         x, _, z = link_pose.numpy()[0, self.followed_link, :3]

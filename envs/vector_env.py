@@ -3,14 +3,38 @@
 All tensors have one row per environment and live on the environment's device; numbers are float32.
 """
 
+import math
+from functools import wraps
+
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.physics import Simulator, resolve_device, whole_number
+from envs.physics import Simulator, check_numbers, check_tensor, resolve_device, truth, whole_number
 from envs.render import Renderer
+
+LARGEST_SEED = 2**64 - 1
+RENDER_MODES = ("rgb_array",)
+
+
+def _of_an_open_environment(method):
+    """What holds for every method that reads or changes the state.
+
+    None works after close().  In torch's inference mode they do what they do under no_grad(): tensors that are made in
+    it cannot be part of a graph later, and the state has to be.
+    """
+
+    @wraps(method)
+    def wrapped(self, *args, **options):
+        if self.closed:
+            raise RuntimeError("the environment is closed: make another")
+        grad_mode = torch.is_grad_enabled()  # off in inference mode; inference_mode(False) switches it on
+        with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):
+            return method(self, *args, **options)
+
+    return wrapped
 
 
 class VectorEnv(gymnasium.vector.VectorEnv):
@@ -21,9 +45,16 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     max_episode_steps: time limit of an episode in steps (default: the task's).
     stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
     num_threads: of the simulator, at most one per 16 environments (default: torch's number of them); on the CPU only.
+    render_mode: with "rgb_array" render() returns a picture of every environment, as gymnasium's wrappers expect.
 
     joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of physics/articulation.py.
     Wrong arguments raise ValueError or TypeError with the name of the argument, what was expected and what came.
+    torch's default dtype and default device do not matter.
+
+    Different environments may be used in different threads at once, one of them in one thread at a time.  In a child
+    process after a fork an environment on the CPU goes on from its state at that time.  After close() every method
+    below that reads or changes the state raises RuntimeError; a backward pass through earlier steps still works.
+    Environments cannot be copied or pickled: state_dict() can, and load_state_dict() continues from it in another one.
 
     A task is a subclass with the class attributes below and the six methods that follow __init__.  One with a goal that
     changes during an episode sets num_goal and defines two more, is_goal_reached and sample_goal.  Its observe finds
@@ -39,27 +70,39 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     num_goal = 0  # numbers that describe a goal; 0 for a task without one
     camera_distance, camera_height = 3.5, 0.6  # m; the height is that of the point in the middle of the picture
 
-    _STATE = ("joint_q", "joint_qd", "last_action", "episode_return", "episode_length", "diverged")
-
-    def __init__(self, num_envs, device="cpu", seed=1, max_episode_steps=None, stochastic_reset=True, num_threads=None):
+    def __init__(
+        self,
+        num_envs,
+        device="cpu",
+        seed=1,
+        max_episode_steps=None,
+        stochastic_reset=True,
+        num_threads=None,
+        render_mode=None,
+    ):
         self.num_envs = whole_number("num_envs", num_envs)
         self.device = resolve_device(device)
         if max_episode_steps is not None:
             self.max_episode_steps = whole_number("max_episode_steps", max_episode_steps)
-        self.stochastic_reset = stochastic_reset
-        fps = round(1.0 / self.dt)
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": fps}
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.generator = torch.Generator(self.device).manual_seed(whole_number("seed", seed, at_least=0))
+        self.stochastic_reset = truth("stochastic_reset", stochastic_reset)
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        self.render_mode = render_mode
+        self.generator = torch.Generator(self.device).manual_seed(_seed(seed))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
+        self.metadata = {
+            "autoreset_mode": AutoresetMode.SAME_STEP,
+            "render_modes": list(RENDER_MODES),
+            "render_fps": round(1.0 / self.dt),
+        }
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
+        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.joint_q = self.joint_qd = self.renderer = None
         self.noise = None  # of this step: (N, reset_noise_size), uniform in [-1, 1], see _draw_noise
         self.drawn_articulation = self.drawn_articulation or self.articulation
-        self.state_names = self._STATE + (("goal", "successes") if self.num_goal > 0 else ())
 
     def actuate(self, action):
         """Joint forces and torques (N, nv) of an action (N, num_actions) in [-1, 1]."""
@@ -97,25 +140,26 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Coordinates (nq,) of the drawn articulation in environment `index`."""
         return self.joint_q[index]
 
+    @_of_an_open_environment
     def reset(self, *, seed=None, options=None):
-        """Start a new episode everywhere. Returns obs (N, num_obs), without a gradient, and an empty dict.
+        """Start a new episode. Returns obs (N, num_obs), without a gradient, and an empty dict.
 
-        seed restarts the generator; there are no options. The count of diverged environments begins again at 0.
+        seed: restarts the generator.
+        options: {"reset_mask": rows (N,) bool, a tensor or an array} leaves the other environments as they are, and
+        their observations with their gradients.  Without it the count of diverged environments begins again at 0.
         """
+        rows = self._rows_to_reset(options)
         if seed is not None:
-            self.generator.manual_seed(whole_number("seed", seed, at_least=0))
+            self.generator.manual_seed(_seed(seed))
         self._draw_noise()
-        self.joint_q, self.joint_qd = self._initial_state()
-        if self.num_goal > 0:
-            self.goal = self.sample_goal(self.noise)
-            self.successes = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        self.last_action = torch.zeros(self.num_envs, self.num_actions, device=self.device)
-        self.episode_return = torch.zeros(self.num_envs, device=self.device)
-        self.episode_length = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        self.diverged = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        return self._observe(), {}
+        if rows is None:
+            for name, value in self._blank_state().items():
+                setattr(self, name, value)
+            self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+            rows = ~self.nan_actions
+        return self._begin_episodes(rows), {}
 
+    @_of_an_open_environment
     def step(self, action):
         """Advance every environment by one step of `dt`; those whose episode ends start a new one.
 
@@ -129,10 +173,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
                                      reward 0, without a gradient, and with the final_obs of the new episode
         These tensors may be the environment's own: do not modify them in place.
         obs, reward and final_obs are differentiable with respect to the actions and states since the last detach().
+        There are no second derivatives: a backward pass with create_graph=True raises RuntimeError.
         Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.  On CUDA
         the error for NaN in an action comes with the next detach(): until then its environment has diverged.
         """
-        self._check_usable()
+        self._check_has_state()
         self._check_action(action)
         self._draw_noise()
         action = action.clamp(-1.0, 1.0)
@@ -144,7 +189,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
         if self.num_goal > 0:
             infos |= self._renew_goals(final_obs, diverged)
-        obs = self._begin_episodes(terminated | truncated, final_obs)
+        done, obs = terminated | truncated, final_obs
+        if self.num_goal > 0 or self._possibly_any(done):
+            obs = self._begin_episodes(done)
         return obs, reward, terminated, truncated, infos | {"final_obs": final_obs}
 
     @torch.no_grad()  # the end of an episode is a comparison, and its statistics are only reported
@@ -166,14 +213,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.goal = torch.where(reached[:, None], self.sample_goal(self.noise), self.goal)
         return {"successes": self.successes}
 
-    def _begin_episodes(self, done, final_obs):
-        if self.num_goal == 0 and not self._possibly_any(done):
-            return final_obs
-        self._restart(done)
-        self.episode_return = self.episode_return.masked_fill(done, 0.0)
-        self.episode_length = self.episode_length.masked_fill(done, 0)
+    def _begin_episodes(self, rows):
+        self._restart(rows)
+        self.episode_return = self.episode_return.masked_fill(rows, 0.0)
+        self.episode_length = self.episode_length.masked_fill(rows, 0)
         if self.num_goal > 0:
-            self.successes = self.successes.masked_fill(done, 0)
+            self.successes = self.successes.masked_fill(rows, 0)
         return self._observe()
 
     def _restart(self, rows):
@@ -192,67 +237,106 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Whether some row is True. On CUDA the answer is always yes: asking would make the host wait for the GPU."""
         return rows.is_cuda or bool(rows.any())
 
+    @_of_an_open_environment
     def detach(self):
         """Cut the autograd graph at the current state, which does not change. Returns the observation."""
-        self._check_usable()
+        self._check_has_state()
         self._refuse_nan_actions()
         # the next rollout differentiates from here: what led to this state is a constant for it
         self.joint_q, self.joint_qd = self.joint_q.detach(), self.joint_qd.detach()
         self.last_action = self.last_action.detach()
         return self._observe()
 
+    @_of_an_open_environment
     def set_state(self, joint_q, joint_qd):
         """Put the environments into copies of the given state (N, nq), (N, nv), keeping the gradients of these tensors.
 
         Episode lengths and returns go on, and last_action stays that of the step before.  The layout is that of
         physics/articulation.py; the quaternion of a free joint has unit length.
         """
-        self._check_usable()
-        self._check_tensor("joint_q", joint_q, self.articulation.num_coords)
-        self._check_tensor("joint_qd", joint_qd, self.articulation.num_dofs)
+        self._check_has_state()
+        for name, value in (("joint_q", joint_q), ("joint_qd", joint_qd)):
+            check_tensor(name, value, self.simulator.shapes[name], device=self.device)
+            check_numbers(name, value)
         self.joint_q, self.joint_qd = joint_q.clone(), joint_qd.clone()
 
+    @_of_an_open_environment
     def state_dict(self):
         """Everything that a bit-exact continuation needs, as tensors without gradients."""
-        self._check_usable()
-        state = {name: getattr(self, name).detach().clone() for name in self.state_names}
+        self._check_has_state()
+        state = {name: getattr(self, name).detach().clone() for name in self._blank_state()}
         return state | {"generator": self.generator.get_state()}
 
+    @_of_an_open_environment
     def load_state_dict(self, state):
         """Continue from a state_dict() of the same task, number of environments and kind of device."""
-        if self.joint_q is None:
-            self.reset()
-        if set(state) != {*self.state_names, "generator"}:
-            raise ValueError(f"state: expected the keys {[*self.state_names, 'generator']}, got {sorted(state)}")
-        for name in self.state_names:
-            ours, theirs = getattr(self, name), state[name]
-            if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-                expected, got = (f"{tuple(x.shape)} {x.dtype}" for x in (ours, theirs))
-                raise ValueError(f"state: expected {name} of {self.num_envs} environments, {expected}, got {got}")
-        if state["generator"].shape != self.generator.get_state().shape:
-            raise ValueError(f"state: expected a generator on {self.device.type}, got that of another kind of device")
+        expected = self._blank_state()
+        self._check_state_dict(state, expected)
         self.generator.set_state(state["generator"].cpu())
-        for name in self.state_names:
-            setattr(self, name, state[name].to(self.device, copy=True))
+        for name in expected:
+            setattr(self, name, state[name].detach().to(self.device, copy=True))
+        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
-    def render(self, index=0):
-        """A picture of environment `index` in its current state, uint8 (240, 320, 3) numpy, without a display."""
-        self._check_usable()
-        if whole_number("index", index, at_least=0) >= self.num_envs:
-            raise ValueError(f"index: expected a whole number below {self.num_envs}, got {index}")
+    @_of_an_open_environment
+    def render(self, index=None):
+        """A picture of environment `index` in its current state, uint8 (240, 320, 3) numpy, without a display.
+
+        Without an index: of environment 0 or, with render_mode "rgb_array", of every environment, as a tuple.
+        """
+        self._check_has_state()
+        if index is None and self.render_mode is not None:
+            return tuple(self._draw(k) for k in range(self.num_envs))
+        return self._draw(0 if index is None else whole_number("index", index, at_least=0, at_most=self.num_envs - 1))
+
+    def close_extras(self):
+        self.simulator.close()
+
+    @property
+    def np_random(self):
+        raise AttributeError("np_random: expected env.generator, a generator of torch and not of numpy")
+
+    @property
+    def np_random_seed(self):
+        """The last seed of the environment's own generator."""
+        return self.generator.initial_seed()
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("an environment cannot be copied or pickled: make another and give it this one's state_dict()")
+
+    def zeros(self, *shape):
+        """Of environments: float32 (N, *shape) on their device."""
+        return torch.zeros(self.num_envs, *shape, dtype=torch.float32, device=self.device)
+
+    def constant(self, values):
+        """Numbers as a float32 tensor on the environments' device."""
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def _blank_state(self):
+        """What state_dict() holds beside the generator, all 0."""
+        state = {
+            "joint_q": self.zeros(self.articulation.num_coords),
+            "joint_qd": self.zeros(self.articulation.num_dofs),
+            "last_action": self.zeros(self.num_actions),
+            "episode_return": self.zeros(),
+            "episode_length": torch.zeros(self.num_envs, dtype=torch.int64, device=self.device),
+            "diverged": torch.zeros((), dtype=torch.int64, device=self.device),
+        }
+        if self.num_goal > 0:
+            state |= {"goal": self.zeros(self.num_goal), "successes": torch.zeros_like(state["episode_length"])}
+        return state
+
+    def _draw(self, index):
         if self.renderer is None:
             view = {"look_at_height": self.camera_height, "distance": self.camera_distance}
             self.renderer = Renderer(self.drawn_articulation, self.device, **view)
         return self.renderer.draw(self.drawn_joint_q(index))
 
-    def close_extras(self, **kwargs):
-        self.simulator.close()
-
     def _draw_noise(self):
         """What every environment would start from if an episode, or a goal, began in this step."""
         # drawn for all of them at every step: no environment's future may depend on which others fell
         shape = (self.num_envs, self.reset_noise_size)
-        self.noise = 2.0 * torch.rand(shape, generator=self.generator, device=self.device) - 1.0
+        uniform = torch.rand(shape, generator=self.generator, dtype=torch.float32, device=self.device)
+        self.noise = 2.0 * uniform - 1.0
 
     def _initial_state(self):
         return self.sample_state(self.noise) if self.stochastic_reset else self.rest_state()
@@ -260,14 +344,45 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def _observe(self):
         return self.observe(self.joint_q, self.joint_qd, self.last_action)
 
-    def _check_usable(self):
-        if self.closed:
-            raise RuntimeError("the environment is closed")
+    def _check_has_state(self):
         if self.joint_q is None:
             raise RuntimeError("the environment has no state yet: call reset() first")
 
+    def _rows_to_reset(self, options):
+        """The mask (N,) in the options of reset(), or None for all environments."""
+        if options is None or options == {}:
+            return None
+        if not isinstance(options, dict) or set(options) != {"reset_mask"}:
+            got = list(options) if isinstance(options, dict) else type(options).__name__
+            raise ValueError(f"options: expected a dict with nothing but reset_mask, got {got}")
+        self._check_has_state()
+        rows = options["reset_mask"]
+        if isinstance(rows, np.ndarray) and rows.dtype == np.bool_:
+            rows = torch.from_numpy(rows).to(self.device)
+        check_tensor("reset_mask", rows, (self.num_envs,), torch.bool, self.device)
+        if not rows.any():
+            raise ValueError("reset_mask: expected True for at least one environment, got False for all")
+        return rows
+
+    def _check_state_dict(self, state, expected):
+        keys = [*expected, "generator"]
+        if not isinstance(state, dict) or set(state) != set(keys):
+            got = list(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"state: expected a dict with the keys {keys}, got {got}")
+        for name, like in expected.items():
+            try:
+                check_tensor(f"state[{name!r}] of {self.num_envs} environments", state[name], like.shape, like.dtype)
+            except TypeError as error:  # of the content of an argument that has the right type
+                raise ValueError(*error.args) from error
+            check_numbers(f"state[{name!r}]", state[name], at_least=-math.inf if like.is_floating_point() else 0)
+        try:
+            torch.Generator(self.device).set_state(state["generator"].cpu())
+        except (AttributeError, RuntimeError, TypeError) as error:
+            expected = f"that of a generator on {self.device.type}"
+            raise ValueError(f"state['generator']: expected {expected}, got another kind of device") from error
+
     def _check_action(self, action):
-        self._check_tensor("action", action, self.num_actions)
+        check_tensor("action", action, (self.num_envs, self.num_actions), device=self.device)
         self.nan_actions = self.nan_actions | action.isnan().any(dim=1)
         if not action.is_cuda:  # there the host would wait for the GPU at every step
             self._refuse_nan_actions()
@@ -278,13 +393,6 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             self.nan_actions = torch.zeros_like(self.nan_actions)
             raise ValueError(f"action: expected numbers, got NaN in environment(s) {str(rows[:8])[1:-1]}")
 
-    def _check_tensor(self, name, x, width):
-        shape = (self.num_envs, width)
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch tensor of shape {shape}, got {type(x).__name__}")
-        if tuple(x.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
-        if x.dtype != torch.float32:
-            raise TypeError(f"{name}: expected torch.float32, got {x.dtype}")
-        if x.device != self.device:
-            raise ValueError(f"{name}: expected a tensor on {self.device}, got one on {x.device}")
+
+def _seed(value):
+    return whole_number("seed", value, at_least=0, at_most=LARGEST_SEED)

@@ -24,7 +24,7 @@ def test_a_diverged_environment_is_reset_and_the_others_do_not_notice(value):
         q, qd = fallen_state(3)
         if blow_up:
             qd[1, 2] = value
-        env.set_state(q.requires_grad_(), qd.requires_grad_())
+        env.joint_q, env.joint_qd = q.requires_grad_(), qd.requires_grad_()
         actions = [torch.full((3, 3), 0.1, requires_grad=True) for _ in range(2)]
         first, reward, terminated, truncated, infos = env.step(actions[0])
         if blow_up:
@@ -57,6 +57,6 @@ def test_a_step_after_a_divergence_has_clean_gradients():
     clean = gradient()
     bad = qd.clone()
     bad[0] = float("nan")
-    env.set_state(q.requires_grad_(), bad)
+    env.joint_q, env.joint_qd = q.requires_grad_(), bad
     torch.autograd.grad(env.step(torch.zeros(2, 3))[0].sum(), q)
     assert torch.equal(gradient(), clean)

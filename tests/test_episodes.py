@@ -138,3 +138,31 @@ def test_last_action_is_observed_saved_and_forgotten_at_the_end():
     other = ActionInObservation(2)
     other.load_state_dict(env.state_dict())
     assert torch.equal(other.detach(), obs)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+@pytest.mark.parametrize("env_id", envs.ENV_IDS)
+def test_reset_of_some_rows_leaves_the_others_as_they_are(env_id, kind):
+    env = envs.make(env_id, num_envs=4)
+    first, _ = env.reset()
+    action = torch.full((4, env.num_actions), 0.1, requires_grad=True)
+    before, *_ = env.step(action)
+    statistics, options = env.state_dict(), {"reset_mask": kind([False, True, False, True])}
+    obs, infos = env.reset(options=options)
+    new, old = [1, 3], [0, 2]
+    assert infos == {} and list(options) == ["reset_mask"]
+    assert torch.equal(obs[old], before[old]) and (obs[new] != before[new]).any(1).all()
+    assert (obs[new] != first[new]).any(1).all()
+    for name in ("episode_return", "episode_length", *(["successes"] if env.num_goal else [])):
+        found = getattr(env, name)
+        assert torch.equal(found[old], statistics[name][old]) and not found[new].any()
+    grad = torch.autograd.grad(obs.sum() + env.step(torch.zeros_like(action))[1].sum(), action)[0]
+    assert (grad[old] != 0).any(1).all() and not grad[new].any()
+
+
+def test_reset_of_all_rows_by_a_mask_is_a_reset_with_that_seed():
+    env = make(3)
+    expected, _ = env.reset(seed=4)
+    env.step(torch.zeros(3, 3))
+    obs, _ = env.reset(seed=4, options={"reset_mask": np.ones(3, dtype=bool)})
+    assert torch.equal(obs, expected) and torch.equal(env.reset(seed=4, options={})[0], expected)

@@ -146,3 +146,45 @@ def test_cuda_agrees_with_the_cpu():
         total = sum(env.step(actions)[1].sum() for _ in range(4))
         results.append([env.joint_q.detach().cpu(), torch.autograd.grad(total, actions)[0].cpu()])
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("env_id", envs.ENV_IDS)
+def test_second_derivatives_are_refused(env_id):
+    """They would lack the simulator's part: the first gradient is right, its derivative would not be."""
+    env = envs.make(env_id, num_envs=2)
+    env.reset()
+    action = torch.full((2, env.num_actions), 0.1, requires_grad=True)
+    total = sum(env.step(action)[1].sum() for _ in range(2))
+    with pytest.raises(RuntimeError, match=r"create_graph: expected False .*, got True"):
+        torch.autograd.grad(total, action, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"create_graph: expected False .*, got True"):
+        torch.autograd.backward(env.joint_qd.sum(), create_graph=True)
+
+
+def test_one_environment_alone_warns_of_nothing(recwarn):
+    for env_id in envs.ENV_IDS:
+        env = envs.make(env_id, num_envs=1, max_episode_steps=2, render_mode="rgb_array")
+        env.reset()
+        action = torch.zeros(1, env.num_actions, requires_grad=True)
+        total = sum(env.step(action)[1].sum() for _ in range(3))
+        total.backward()
+        env.detach()
+        (picture,) = env.render()
+        assert picture.shape == (240, 320, 3)
+        env.load_state_dict(env.state_dict())
+        envs.evaluate(env, lambda obs, action=action: action.detach(), seed=1)
+        env.close()
+    assert not recwarn.list, [str(warning.message) for warning in recwarn.list]
+
+
+def test_the_seed_can_be_asked_for_and_the_numbers_are_not_numpys():
+    env = envs.make("hopper", num_envs=2, seed=np.int64(7))
+    assert env.np_random_seed == 7
+    first, _ = env.reset(seed=np.uint8(9))
+    assert env.np_random_seed == 9 and torch.equal(first, env.reset(seed=9)[0])
+    assert torch.equal(env.reset(seed=2**64 - 1)[0], env.reset(seed=2**64 - 1)[0])
+    other = envs.make("hopper", num_envs=2)
+    other.load_state_dict(env.state_dict())
+    assert other.np_random_seed == 2**64 - 1
+    with pytest.raises(AttributeError, match=r"np_random: expected env.generator, .* not of numpy"):
+        env.np_random  # noqa: B018

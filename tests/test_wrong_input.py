@@ -63,7 +63,29 @@ def test_cuda_gets_its_index(monkeypatch):
         (lambda env: env.set_state(torch.zeros(2, 6), torch.zeros(2, 6).double()), TypeError, ["joint_qd", "float64"]),
         (lambda env: env.load_state_dict({}), ValueError, ["state", "joint_q"]),
         (lambda env: env.load_state_dict(make(3).state_dict()), ValueError, ["2 environments", "3"]),
-        (lambda env: env.render(2), ValueError, ["index", "below 2", "2"]),
+        (lambda env: env.render(2), ValueError, ["index", "<= 1", "2"]),
+        (lambda env: envs.make(["hopper"]), ValueError, ["env_id", "hopper"]),
+        (lambda env: envs.make("hopper", seed=2**64), ValueError, ["seed", str(2**64 - 1), str(2**64)]),
+        (lambda env: env.reset(seed=2**64), ValueError, ["seed", str(2**64 - 1), str(2**64)]),
+        (lambda env: env.reset(seed=[1, 2]), ValueError, ["seed", "whole number", "[1, 2]"]),
+        (lambda env: envs.evaluate(env, None, 2**64 - 1), ValueError, ["seed", "whole number", str(2**64 - 1)]),
+        (lambda env: envs.evaluate(env, None, 1, video=""), ValueError, ["video", "a path", "''"]),
+        (lambda env: envs.make("hopper", max_episode_steps=2**70), ValueError, ["max_episode_steps", str(2**70)]),
+        (lambda env: envs.make("hopper", stochastic_reset="no"), TypeError, ["stochastic_reset", "True or", "'no'"]),
+        (lambda env: envs.make("hopper", render_mode="human"), ValueError, ["render_mode", "'rgb_array'", "'human'"]),
+        (lambda env: envs.make("hopper", device="cpu:3"), ValueError, ["device", "'cpu'", "'cpu:3'"]),
+        (lambda env: envs.make("hopper", device=None), ValueError, ["device", "'cpu'", "None"]),
+        (lambda env: envs.make("hopper", num_envs=2**31), ValueError, ["num_envs", str(2**31 - 1), str(2**31)]),
+        (lambda env: envs.make("hopper", num_envs=10**9), ValueError, ["num_envs", "room for", "memory", str(10**9)]),
+        (lambda env: env.load_state_dict(None), ValueError, ["state", "a dict", "'joint_q'", "NoneType"]),
+        (lambda env: env.set_state(torch.full((2, 6), np.nan), torch.zeros(2, 6)), ValueError, ["joint_q", "finite"]),
+        (lambda env: env.set_state(torch.zeros(2, 6), torch.full((2, 6), np.inf)), ValueError, ["joint_qd", "finite"]),
+        (lambda env: env.reset(options={"low": 0}), ValueError, ["options", "reset_mask", "low"]),
+        (lambda env: env.reset(options=3), ValueError, ["options", "a dict", "int"]),
+        (lambda env: env.reset(options={"reset_mask": [True, False]}), TypeError, ["reset_mask", "tensor", "list"]),
+        (lambda env: env.reset(options={"reset_mask": np.ones(3, bool)}), ValueError, ["reset_mask", "(2,)", "(3,)"]),
+        (lambda env: env.reset(options={"reset_mask": torch.ones(2)}), TypeError, ["reset_mask", "bool", "float32"]),
+        (lambda env: env.reset(options={"reset_mask": np.zeros(2, bool)}), ValueError, ["reset_mask", "at least one"]),
     ],
 )
 def test_bad_input_gets_a_clear_error(call, error, words):
@@ -73,6 +95,46 @@ def test_bad_input_gets_a_clear_error(call, error, words):
         call(env)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert all(torch.equal(before[name], value) for name, value in env.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(2), torch.full((2, 6), np.nan), torch.zeros(2, 6).double(), "x"])
+@pytest.mark.parametrize("name", ["joint_q", "episode_length", "goal", "generator"])
+def test_a_state_with_one_wrong_value_is_refused_and_changes_nothing(name, value):
+    env = envs.make("hand_reorient", num_envs=2)
+    state = envs.make("hand_reorient", num_envs=2, seed=9)
+    state.reset()
+    before = env.generator.get_state()
+    with pytest.raises(ValueError, match=rf"state\['{name}'\].*: expected .*, got "):
+        env.load_state_dict(state.state_dict() | {name: value})
+    assert env.joint_q is None and torch.equal(env.generator.get_state(), before)
+
+
+def test_counts_in_a_state_are_not_negative():
+    env = make(2)
+    with pytest.raises(ValueError, match=r"state\['episode_length'\]: expected numbers >= 0, got others in .* 1"):
+        env.load_state_dict(env.state_dict() | {"episode_length": torch.tensor([3, -1])})
+
+
+def test_more_environments_than_memory_has_room_for_are_refused_before_it_is_used(monkeypatch):
+    monkeypatch.setattr("envs.physics.simulator.available_memory", lambda device: 2**30)
+    with pytest.raises(ValueError, match=r"num_envs: expected room for at most \d+ environments .*, got 100000$"):
+        envs.make("hopper", num_envs=100_000)
+
+
+def test_an_allocation_that_fails_is_one_sentence(monkeypatch):
+    def zeros(*args, **options):
+        raise RuntimeError("Failed to allocate 12 bytes on device 'cpu'")
+
+    monkeypatch.setattr("warp.zeros", zeros)
+    with pytest.raises(ValueError, match="num_envs: expected as many environments as fit into memory, got 3"):
+        envs.make("hopper", num_envs=3)
+
+
+@pytest.mark.parametrize("k, name", [(0, "joint_q"), (1, "joint_qd"), (2, "joint_act")])
+def test_a_simulator_converts_nothing(k, name):
+    inputs = [torch.zeros(2, 1, dtype=torch.float64 if i == k else torch.float32) for i in range(3)]
+    with pytest.raises(TypeError, match=f"{name}: expected torch.float32, got torch.float64"):
+        simulator().step(*inputs)
 
 
 CART = Link("cart", -1, PRISMATIC, axis=(1, 0, 0), mass=1.0)

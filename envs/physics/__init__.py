@@ -9,6 +9,7 @@ Kernels list what they read and write under Model, Parameters, State in and Stat
 hold, with the suffix _out where an input has that name.
 """
 
+from envs.physics.arguments import check_numbers, check_tensor, resolve_device, truth, whole_number
 from envs.physics.articulation import (
     FIXED,
     FREE,
@@ -24,7 +25,8 @@ from envs.physics.articulation import (
     contact_pair,
     end_contacts,
 )
-from envs.physics.simulator import Simulator, resolve_device, whole_number
+from envs.physics.simulator import Simulator
+from envs.physics.warp_lock import WARP
 
 __all__ = [
     "FIXED",
@@ -38,9 +40,13 @@ __all__ = [
     "ContactPair",
     "ContactPoint",
     "Link",
+    "WARP",
     "Simulator",
+    "check_numbers",
+    "check_tensor",
     "contact_pair",
     "end_contacts",
     "resolve_device",
+    "truth",
     "whole_number",
 ]

@@ -17,22 +17,28 @@ kernels computed during the latest steps, up to KEPT_STEPS of them, is still in 
 backward pass comes; steps before that are run again from their inputs.
 """
 
+import math
 import os
+import re
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import torch
 import warp as wp
 
+from envs.physics.arguments import check_tensor, resolve_device, whole_number
 from envs.physics.articulation import check_free_joints
 from envs.physics.model import build_model, build_pair_model
 from envs.physics.substeps import Substeps
+from envs.physics.warp_lock import WARP
 
 MIN_ENVS_PER_THREAD = 16
 # Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 1 GiB.
 # Recording the launches for new buffers takes time, so 4 steps are kept at first, and one more after every 4 steps.
 KEPT_STEPS, KEPT_BYTES = 32, 2**30
 KEPT_AT_FIRST, STEPS_PER_KEPT = 4, 4
+MANY_ENVS = 4096  # from here on it is checked first whether there is memory for them
 
 
 class Simulator:
@@ -42,31 +48,36 @@ class Simulator:
     mass_matrix_interval: the mass matrix is rebuilt at substeps 0, k, 2k, ... of each environment step.
     device: "cpu", "cuda" or "cuda:1".  On the CPU the environments are split among `num_threads` threads, by default
     torch's number of them, but at most one per 16 environments; on CUDA num_threads is None.
-    Raises ValueError for an argument that is none of this, or an articulation that cannot be simulated.
+    Raises ValueError for an argument that is none of this, for more environments than memory has room for, and for an
+    articulation that cannot be simulated.
 
-    The buffers are static: one Simulator serves one thread of the caller at a time.  On the CPU results do not depend
-    on the number of threads; on CUDA gradients may differ in the last bits from run to run (atomic sums).
+    The buffers are static: one Simulator serves one thread of the caller at a time, and cannot be copied.  After a
+    fork on the CPU it goes on in the child process too.  On the CPU results do not depend on the number of threads; on
+    CUDA gradients may differ in the last bits from run to run (atomic sums).
     """
 
     def __init__(self, articulation, num_envs, dt, substeps, mass_matrix_interval, device="cpu", num_threads=None):
-        wp.init()
         self.device = resolve_device(device)
-        whole_number("num_envs", num_envs)
+        num_envs = whole_number("num_envs", num_envs, at_most=2**31 - 1)
         whole_number("substeps", substeps)
         whole_number("mass_matrix_interval", mass_matrix_interval)
         num_threads = self._num_threads(num_envs, num_threads)
         bounds = [num_envs * k // num_threads for k in range(num_threads + 1)]
         self.slices = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
-        models = [build(articulation, wp.device_from_torch(self.device)) for build in (build_model, build_pair_model)]
-        check_free_joints(articulation)
         positions, velocities = (num_envs, articulation.num_coords), (num_envs, articulation.num_dofs)
         self.shapes = {"joint_q": positions, "joint_qd": velocities, "joint_act": velocities}
-        self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
-        self.batches = self._new_batches()
+        with WARP:
+            wp.init()
+            device = wp.device_from_torch(self.device)
+            models = [build(articulation, device) for build in (build_model, build_pair_model)]
+            check_free_joints(articulation)
+            self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
+            self._check_memory(num_envs)
+            self.batches = self._new_batches()
         self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
         self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
         self.step_count = 0
-        self.pool = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None
+        self.pool, self.process = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None, os.getpid()
 
     def step(self, joint_q, joint_qd, joint_act):
         """Advance by one environment step of duration dt with constant actuation.
@@ -74,12 +85,12 @@ class Simulator:
         joint_q (N, nq), joint_qd (N, nv), joint_act (N, nv; forces in N, torques in N m), float32 on the device.
         The six entries of joint_act for a free joint are a wrench about the reference point (0 in every task).
         Returns the new joint_q and joint_qd, differentiable with respect to all three, and `diverged` (N,) bool.
-        A diverged environment propagates no gradient.  Raises ValueError for another shape.
+        A diverged environment propagates no gradient.  Raises ValueError or TypeError for anything but such tensors.
+        There are no second derivatives: a backward pass with create_graph=True raises RuntimeError.
         """
         inputs = (joint_q, joint_qd, joint_act)
         for (name, shape), x in zip(self.shapes.items(), inputs):
-            if x.shape != shape:
-                raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
+            check_tensor(name, x, shape, device=self.device)
         self.step_count += 1
         # without a gradient, the buffers of the step before are used again
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -87,9 +98,13 @@ class Simulator:
         return _SimulatorStep.apply(self, self.batches, self.step_count, *inputs)
 
     def close(self):
-        """End the threads; there is no step after this."""
-        if self.pool is not None:
-            self.pool.shutdown()
+        """End the threads. Whatever is computed after this, as a backward pass, the caller's own computes alone."""
+        pool, self.pool = self._threads(), None
+        if pool is not None:
+            pool.shutdown()
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("a Simulator cannot be copied or pickled: make another")
 
     def run(self, method, batches, step, *inputs):
         """Call a method of Substeps for every batch with its rows of the inputs, one thread a batch; join the outputs.
@@ -97,14 +112,21 @@ class Simulator:
         Plain numbers for plain numbers: autograd's part is in _SimulatorStep, so the rows are detached.
         """
         jobs = [(method, batch, step, *(x.detach()[rows] for x in inputs)) for batch, rows in zip(batches, self.slices)]
-        futures = [self.pool.submit(*job) for job in jobs[1:]]
-        first, *arguments = jobs[0]
+        pool = self._threads()
+        own, others = (jobs, []) if pool is None else (jobs[:1], jobs[1:])
+        futures = [pool.submit(*job) for job in others]
         try:
-            results = [first(*arguments)]
+            results = [function(*arguments) for function, *arguments in own]
         finally:
             wait(futures)  # even if the caller's own part was interrupted: nobody may go on writing to the buffers
         results += [future.result() for future in futures]
         return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results))
+
+    def _threads(self):
+        """The pool, if there is one; in a child process a new one, because a fork copies no threads."""
+        if self.pool is not None and self.process != os.getpid():
+            self.pool, self.process = ThreadPoolExecutor(len(self.slices) - 1), os.getpid()
+        return self.pool
 
     def _num_threads(self, num_envs, num_threads):
         if num_threads is not None:
@@ -123,32 +145,30 @@ class Simulator:
         return self.kept[-1]
 
     def _new_batches(self):
+        with WARP:
+            return [self._new_batch(rows.stop - rows.start) for rows in self.slices]
+
+    def _new_batch(self, num_envs):
         models, articulation, *timing = self.batch_options
-        return [Substeps(*models, articulation, rows.stop - rows.start, *timing) for rows in self.slices]
+        return Substeps(*models, articulation, num_envs, *timing)
+
+    def _check_memory(self, num_envs):
+        """Linux grants memory that is not there, and ends the process that uses it."""
+        if num_envs < MANY_ENVS:
+            return
+        num_bytes, available = self._new_batch(1).num_bytes, available_memory(self.device)
+        if num_bytes * num_envs > available:
+            room = f"room for at most {int(available // num_bytes)} environments of {num_bytes} bytes in memory"
+            raise ValueError(f"num_envs: expected {room}, got {num_envs}")
 
 
-def resolve_device(device):
-    """The torch.device, with its index on CUDA. Raises ValueError where there is no such device."""
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:<index>', got {device!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:<index>', got {str(device)!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected 'cpu', because torch finds no CUDA device, got {str(device)!r}")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise ValueError(f"device: expected an index below {torch.cuda.device_count()}, got {str(device)!r}")
-    return torch.device("cpu") if device.type == "cpu" else device
-
-
-def whole_number(name, value, at_least=1):
-    """The value of the argument `name`. Raises ValueError if it is not an int, or too small."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
-    return value
+def available_memory(device):
+    """Bytes that can be allocated on a device; infinite where nobody says so."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return 1024 * int(found[1]) if found else math.inf
 
 
 class _SimulatorStep(torch.autograd.Function):
@@ -163,8 +183,10 @@ class _SimulatorStep(torch.autograd.Function):
         return new_q, new_qd, diverged
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # the adjoint kernels have no adjoint: second derivatives are refused
     def backward(ctx, grad_q, grad_qd, _):
+        # the adjoint kernels have no adjoint: a graph through here would be without them
+        if torch.is_grad_enabled():
+            raise RuntimeError("create_graph: expected False (the simulator has no second derivatives), got True")
         *inputs, diverged = ctx.saved_tensors
         grads = ctx.simulator.run(Substeps.backward, ctx.batches, ctx.step, *inputs, grad_q, grad_qd)
         # where the state blew up the derivative means nothing, and 0 * inf would make it NaN

@@ -105,7 +105,7 @@ class Substeps:
         self.inputs = (self.world_q, self.world_qd, self.act)
         self.reference_point = self._allocate(None, wp.vec3)
         self.diverged = self._allocate(None, wp.bool)
-        self.diverged_rows = wp.to_torch(self.diverged)
+        self.diverged_rows = self._view(self.diverged)
         self.substeps = [
             Intermediates(self._allocate, self.num_dofs, self.num_links, self.num_pairs, s % self.interval == 0)
             for s in range(substeps)
@@ -238,12 +238,15 @@ class Substeps:
         wp.capture_launch(graph, stream=stream)
 
     def _zeros(self, dtype, *shape, lanes=False):
-        if self.environments_last or lanes:
-            whole = wp.zeros((*shape, round_up(self.num_envs)), dtype=dtype, device=self.warp_device)
-            array = whole.transpose((len(shape), *range(len(shape))))[: self.num_envs]
-        else:
-            whole = array = wp.zeros((self.num_envs, *shape), dtype=dtype, device=self.warp_device)
+        last = self.environments_last or lanes
+        in_memory = (*shape, round_up(self.num_envs)) if last else (self.num_envs, *shape)
+        try:
+            whole = wp.zeros(in_memory, dtype=dtype, device=self.warp_device)
+        except RuntimeError as error:
+            expected = "num_envs: expected as many environments as fit into memory"
+            raise ValueError(f"{expected}, got {self.num_envs} for one thread") from error
         self.num_bytes += whole.capacity
+        array = whole.transpose((len(shape), *range(len(shape))))[: self.num_envs] if last else whole
         return array
 
     def _differentiable(self, width):
@@ -253,7 +256,12 @@ class Substeps:
 
     def _variable(self, width):
         array = self._differentiable(width)
-        return Variable(array, wp.to_torch(array, requires_grad=False), wp.to_torch(array.grad))
+        return Variable(array, self._view(array), self._view(array.grad))
+
+    def _view(self, array):
+        """The same memory as a torch tensor, whatever torch's default device is."""
+        with torch.device(wp.device_to_torch(self.warp_device)):
+            return wp.to_torch(array, requires_grad=False)
 
     def _allocate(self, name, dtype, *shape, lanes=False):
         """An array of its own for the value, the shared buffer of that name for its gradient."""

@@ -1,0 +1,69 @@
+"""What arguments have to be. Anything else gets one sentence: the argument's name, what was expected, what came."""
+
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+
+LARGEST = 2**63 - 1
+"""whole number that a tensor can hold"""
+
+
+def whole_number(name, value, at_least=1, at_most=LARGEST):
+    """The argument `name` as an int; numpy's integers are accepted. Raises ValueError for anything else."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < at_least:
+        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
+    if value > at_most:
+        raise ValueError(f"{name}: expected a whole number <= {at_most}, got {value!r}")
+    return int(value)
+
+
+def truth(name, value):
+    """The argument `name` as a bool. Raises TypeError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def check_tensor(name, value, shape, dtype=torch.float32, device=None):
+    """Raise TypeError or ValueError unless it is a tensor of this shape and dtype; on `device`, where one is given."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        got = f"a {value.layout} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a torch tensor of shape {tuple(shape)}, got {got}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, got one on {value.device}")
+
+
+def check_numbers(name, value, at_least=-math.inf):
+    """Raise ValueError unless all numbers of a tensor (N, ...) are finite and not too small."""
+    bad = ~(value.isfinite() & (value >= at_least))
+    if bad.any():
+        rows = str(bad.nonzero()[:, :1].unique().tolist()[:8])[1:-1]
+        expected = "finite numbers" if at_least == -math.inf else f"numbers >= {at_least}"
+        raise ValueError(f"{name}: expected {expected}, got others in environment(s) {rows}")
+
+
+def resolve_device(device):
+    """The torch.device, with its index on CUDA. Raises ValueError where there is no such device."""
+    expected = "device: expected 'cpu', 'cuda' or 'cuda:<index>'"
+    if not isinstance(device, str | torch.device):
+        raise ValueError(f"{expected}, got {device!r}")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{expected}, got {device!r}") from error
+    if device.type not in ("cpu", "cuda") or device.type == "cpu" and device.index:
+        raise ValueError(f"{expected}, got {str(device)!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected 'cpu', because torch finds no CUDA device, got {str(device)!r}")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device: expected an index below {torch.cuda.device_count()}, got {str(device)!r}")
+    return torch.device("cpu") if device.type == "cpu" else device
