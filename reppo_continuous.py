@@ -412,7 +412,7 @@ def evaluate(actor, normalizer, args, film):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
-    limits = {"v_min": (-1e9, 0.0), "v_max": (1e-9, 1e9), "num_bins": (3, 10**6), "target_entropy_scale": (-1e9, 1e9)}
+    limits = {"v_min": (-1e9, 0.0), "v_max": (1e-9, 1e9), "num_bins": (3, 10**4), "target_entropy_scale": (-1e9, 1e9)}
     limits |= {"alpha_init": (1e-9, 1e9), "beta_init": (1e-9, 1e9), "reward_scale": (1e-9, 1e9)}
     # the critic has learned what its outputs mean, and the prices have moved on
     fixed = ("v_min", "v_max", "num_bins", "hl_gauss", "reward_scale", "alpha_init", "beta_init")
@@ -458,17 +458,16 @@ if __name__ == "__main__":
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        envs.restore(parts, checkpoint)
         for optimizer in (actor_optimizer, critic_optimizer):  # flags given again win over those of the checkpoint
-            optimizer.param_groups[0] |= adamw
+            optimizer.param_groups[0]["lr"] = args.learning_rate
         dual_optimizer.param_groups[0]["lr"] = args.dual_learning_rate
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
-        env.load_state_dict(checkpoint["env"])
+        envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
@@ -480,13 +479,13 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
-        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        envs.claim(run_dir, args)  # two runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; a larger --total-timesteps continues it", flush=True)
+            print("the run is finished: it is only evaluated; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     columns = ("obs", "action", "mean", "log_std", "targets", "next_features", "terminated")  # what the losses read
@@ -589,8 +588,7 @@ if __name__ == "__main__":
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
         checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
-        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
-        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
+        envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:
         global_step = max(start, args.num_iterations) * args.batch_size

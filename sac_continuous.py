@@ -327,8 +327,7 @@ def evaluate(actor, normalizer, args, film):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: what came after the last checkpoint is lost
-    limits = {"batch_size": (1, 10**9), "learning_starts": (0, 10**9), "tau": (0.0, 1.0)}
-    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed=("buffer_size",), **limits)
+    args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed=("buffer_size",), batch_size=(1, 10**9))
     rollout_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // rollout_size
     run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
@@ -338,10 +337,6 @@ if __name__ == "__main__":
 
     # torchrun --nproc-per-node K starts K of these processes, each with its share of the environments; rank 0 reports
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if args.buffer_size < args.num_envs * args.num_nsteps:
-        envs.refuse("buffer_size", f"expected --num-nsteps of every environment or more, got {args.buffer_size}")
-    if args.batch_size % world_size:
-        envs.refuse("batch_size", f"expected a multiple of the {world_size} processes, got {args.batch_size}")
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
     machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
@@ -377,17 +372,18 @@ if __name__ == "__main__":
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        for name, part in parts.items():
-            if name != "temperature" or args.alpha == checkpoint["args"]["alpha"]:  # a new --alpha wins
-                part.load_state_dict(checkpoint[name])
+        envs.restore(parts, checkpoint)
+        if args.alpha != checkpoint["args"]["alpha"] or not args.autotune:  # it replaces the adapted one
+            temperature.log_alpha.data.fill_(math.log(args.alpha))
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * rollout_size}")
         sys.exit()
     if checkpoint:
-        replay.load_state_dict(checkpoint.pop("replay"))  # popped: it is as large as the buffer
+        envs.restore({"replay": replay}, checkpoint)
+        del checkpoint["replay"]  # it is as large as the buffer
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
-        env.load_state_dict(checkpoint["env"])
+        envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
@@ -400,13 +396,13 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
-        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        envs.claim(run_dir, args)  # two runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * rollout_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; a larger --total-timesteps continues it", flush=True)
+            print("the run is finished: it is only evaluated; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()
@@ -496,8 +492,7 @@ if __name__ == "__main__":
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
         checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
-        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
-        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
+        envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
         del checkpoint  # and with it the copy of the replay buffer
 
     if rank == 0:

@@ -313,14 +313,13 @@ if __name__ == "__main__":
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        envs.restore(parts, checkpoint)
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
-        env.load_state_dict(checkpoint["env"])
+        envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
@@ -332,13 +331,13 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
-        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        envs.claim(run_dir, args)  # two runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * args.batch_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; a larger --total-timesteps continues it", flush=True)
+            print("the run is finished: it is only evaluated; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()
@@ -424,8 +423,7 @@ if __name__ == "__main__":
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
         checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
-        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
-        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
+        envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:
         global_step = max(start, args.num_iterations) * args.batch_size

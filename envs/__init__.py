@@ -9,10 +9,12 @@ makes their products fast on AMD's processors, render.py and viewer.py make the 
 
 import difflib
 
+import warp as wp
+
 from envs.ant import Ant
 from envs.anymal import Anymal
 from envs.cartpole import Cartpole
-from envs.checkpoint import load_policy
+from envs.checkpoint import claim, load_policy, restore, save_checkpoint
 from envs.cheetah import Cheetah
 from envs.command_line import parse_args, refuse
 from envs.evaluate import evaluate
@@ -22,7 +24,11 @@ from envs.humanoid import Humanoid
 from envs.matmul import use_onednn
 from envs.vector_env import VectorEnv
 
-__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make", "parse_args", "refuse", "use_onednn"]
+__all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make"]
+__all__ += ["claim", "parse_args", "refuse", "restore", "save_checkpoint", "use_onednn"]  # for the scripts
+
+if wp.config.log_level == wp.LOG_INFO:  # its default: a banner, and a line for every kernel module
+    wp.config.log_level = wp.LOG_WARNING
 
 TASKS = {
     "hopper": Hopper,

@@ -3,39 +3,64 @@
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__)
 
 Whatever is wrong with a flag is said here, in one sentence that names it, before anything is created; exit code 2.
+What is printed is what happens: a flag that would have no effect is refused.
 """
 
+import errno
+import importlib
 import math
 import os
+import re
 import sys
+import typing
 from dataclasses import fields
 
+import torch
 import tyro
-import warp as wp
 
-from envs.checkpoint import load_checkpoint
+import envs  # which imports this file: its tasks are there only when a function is called
+from envs.checkpoint import RunLock, load_checkpoint
 
-# smallest and largest values by a flag's name; other whole numbers are 1 to 10^9, other numbers 0 or more.  The largest
+# smallest and largest values by a flag's name; other whole numbers are 1 to 10^5, other numbers 0 to 10^6.  The largest
 # are far beyond any use; they catch typing errors
 LIMITS = {
     "seed": (0, 2**32 - 1),
     "eval_freq": (0, 10**9),  # 0: only at the end
-    "num_eval_envs": (1, 10**6),
-    "num_envs": (1, 10**7),
+    "checkpoint_freq": (1, 10**9),
+    "num_eval_envs": (1, 10**5),
+    "num_envs": (1, 10**6),
     "total_timesteps": (1, 10**12),
+    "buffer_size": (1, 10**9),
+    "learning_starts": (0, 10**9),
+    "minibatch_size": (1, 10**9),
     # 0 until the script computes them
     "batch_size": (0, 10**9),
     "num_iterations": (0, 10**9),
     "gamma": (0.0, 1.0),
     "td_lambda": (0.0, 1.0),
     "gae_lambda": (0.0, 1.0),
-    "alpha": (1e-12, math.inf),
+    "tau": (0.0, 1.0),
+    "alpha": (1e-12, 1e6),
+    "clip_low": (0.0, math.inf),
+    "clip_high": (0.0, math.inf),
     "max_grad_norm": (1e-12, math.inf),
     "max_action_grad_norm": (1e-12, math.inf),
 }
 LEARNING_RATE = (1e-12, 1.0)  # of every flag whose name ends with learning_rate
 # flags that shape the state of a run: beside --checkpoint they have to be those of the run
 FLAGS_OF_THE_RUN = ("env_id", "exp_name", "num_envs", "num_steps")
+# flags with an effect beside --eval-only
+FLAGS_OF_AN_EVALUATION = ("checkpoint", "eval_only", "seed", "cuda", "num_eval_envs", "capture_video")
+# flags that are read only where another one has a certain value
+NEEDS = {
+    "target_kl": ("adaptive_lr", True),
+    "alpha_learning_rate": ("autotune", True),
+    "num_kl_samples": ("kl_estimator", "mc"),
+    "v_min": ("hl_gauss", True),
+    "v_max": ("hl_gauss", True),
+    "num_bins": ("hl_gauss", True),
+}
+NAME = re.compile(r"(?!.*__)[A-Za-z0-9]([\w.+=-]{0,98}[A-Za-z0-9])?", re.ASCII)  # '__' separates parts of folder names
 
 
 def parse_args(Args, task_defaults, script, fixed=(), **limits):
@@ -48,53 +73,215 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
     fixed: names of flags that have to be those of the checkpoint, beside FLAGS_OF_THE_RUN.
     limits: (smallest, largest) by the name of a flag of this script, where LIMITS does not fit.
     A wrong flag ends the script, with exit code 2 and a sentence on stderr; so does --help, with exit code 0.
+    The folder of a run that is to go on is held from here on, until `args` is gone.
     """
-    wp.config.log_level = wp.LOG_WARNING  # no banner, and no line for every kernel module
-    args, checkpoint, script = tyro.cli(Args), None, os.path.basename(script)
-    default = Args(**{"env_id": args.env_id} | task_defaults[args.env_id])
-    if args.checkpoint is not None:
+    args, checkpoint, lock, script = read_flags(Args), None, None, os.path.basename(script)
+    limits = LIMITS | limits
+    if args.checkpoint is None:
+        default = _defaults_of_task(Args, task_defaults, args.env_id, script)
+    else:
         try:
+            if os.path.isfile(args.checkpoint) and not args.eval_only and int(os.environ.get("RANK", 0)) == 0:
+                lock = RunLock(os.path.dirname(os.path.abspath(args.checkpoint)))
             checkpoint = load_checkpoint(args.checkpoint, script)
-            if unknown := set(checkpoint["args"]) - {field.name for field in fields(Args)}:
-                raise ValueError(f"expected flags of {script}, got {', '.join(sorted(unknown))} as well")
-            default = Args(**task_defaults[checkpoint["args"]["env_id"]] | checkpoint["args"])
+            default = _flags_of_run(Args, checkpoint["args"], script, limits)
         except ValueError as error:
             refuse("checkpoint", error)
-    args = tyro.cli(Args, default=default)
-    for name in (*FLAGS_OF_THE_RUN, *fixed) if checkpoint else ():
-        if getattr(args, name) != getattr(default, name):
-            refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {getattr(args, name)}")
-    _check_numbers(args, LIMITS | limits)
-    _check_run(args)
+    args = read_flags(Args, default)
+    args.lock = lock
+    if checkpoint:
+        _check_beside_checkpoint(args, default, checkpoint, fixed)
+    for field in fields(args):
+        if reason := _number_out_of_limits(field.name, getattr(args, field.name), limits):
+            refuse(field.name, reason)
+    _check_run(args, default)
+    _check_sizes(args, default)
+    _check_memory(args)
+    sys.excepthook = explain_failure
     return args, checkpoint
+
+
+def read_flags(Args, default=None):
+    """The command line as an `Args`, a dataclass; --help begins with the first line of its module.
+
+    Beside what tyro refuses: an empty value, which an unset variable of a shell leaves, and a value of a switch.
+    """
+    switches, name = {field.name for field in fields(Args) if field.type is bool}, ""
+    for word in sys.argv[1:]:
+        is_flag = word.startswith("--") or word == "-h"
+        flag, equals, value = word.partition("=") if is_flag else ("", "", word)
+        name = flag.strip("-").replace("-", "_") if is_flag else name  # else the word belongs to the flag before it
+        if name and not is_text(word):
+            refuse(name, f"expected characters of UTF-8, got {ascii(value)}")
+        if name and (equals or not is_flag):
+            if value == "":
+                refuse(name, "expected a value, got ''")
+            if (switch := name.removeprefix("no_")) in switches:
+                refuse(switch, f"expected --{_dashed(switch)} or --no-{_dashed(switch)} without a value, got {value!r}")
+    description = (sys.modules[Args.__module__].__doc__ or "").strip().partition("\n")[0]
+    return tyro.cli(Args, default=default, description=description)
+
+
+def is_text(word):
+    """Whether it can be printed; the bytes of an argument need not be UTF-8."""
+    try:
+        return bool(word.encode()) or word == ""
+    except UnicodeEncodeError:
+        return False
 
 
 def refuse(name, reason):
     """End the script with exit code 2 and a sentence on stderr about the flag `name`, as in the dataclass."""
-    print(f"error: --{name.replace('_', '-')}: {reason}", file=sys.stderr)
+    print(f"error: --{_dashed(name)}: {reason}", file=sys.stderr)
     sys.exit(2)
 
 
-def _check_numbers(args, limits):
-    for name, value in vars(args).items():
-        low, high = limits.get(name, (1, 10**9) if type(value) is int else (0.0, math.inf))
-        if name.endswith("learning_rate"):
-            low, high = LEARNING_RATE
-        if type(value) in (int, float) and not low <= value <= high:  # NaN is outside
-            refuse(name, f"expected {low} to {high}, got {value}")
+def _dashed(name):
+    return name.replace("_", "-")
 
 
-def _check_run(args):
-    num_processes = int(os.environ.get("WORLD_SIZE", 1))
-    if args.total_timesteps < args.num_envs * args.num_steps:
-        rollout = f"{args.num_envs} environments x {args.num_steps} steps"
-        refuse("total_timesteps", f"expected one rollout ({rollout}) or more, got {args.total_timesteps}")
-    if args.num_envs % num_processes:
-        refuse("num_envs", f"expected a multiple of the {num_processes} processes, got {args.num_envs}")
-    rows = args.num_envs * args.num_steps // num_processes
-    if getattr(args, "num_minibatches", 1) > rows:
-        refuse("num_minibatches", f"expected at most {rows}, the steps of a rollout, got {args.num_minibatches}")
-    if not args.exp_name or "/" in args.exp_name:
-        refuse("exp_name", f"expected a name without a slash, got {args.exp_name!r}")
+def _defaults_of_task(Args, task_defaults, env_id, script):
+    """The flags of a new run that are not given."""
+    if env_id not in task_defaults:
+        refuse("env_id", f"expected a task with a line in TASK_DEFAULTS of {script}, got {env_id}")
+    return Args(**{"env_id": env_id} | task_defaults[env_id])
+
+
+def _flags_of_run(Args, flags, script, limits):
+    """The flags in a checkpoint, as an Args. Raises ValueError for those that the script could not have written."""
+    kinds = {field.name: field.type for field in fields(Args)}
+    if set(flags) != set(kinds):
+        wrong = set(flags) ^ set(kinds)
+        more = [str(name) for name in flags if name in wrong] or ["no more"]
+        missing = [name for name in kinds if name in wrong] or ["none"]
+        raise ValueError(f"expected flags of {script}, got {', '.join(more)} as well, and without {', '.join(missing)}")
+    for name, value in flags.items():
+        if not _fits(value, kinds[name]) or value is None and name != "checkpoint":
+            raise ValueError(f"expected flags of {script}, got {name} of {type(value).__name__}")
+        if reason := _number_out_of_limits(name, value, limits):
+            raise ValueError(f"expected flags of {script}, got {name}: {reason}")
+    return Args(**flags)
+
+
+def _fits(value, kind):
+    """Whether a value is of the type of a flag; a whole number may stand for another one."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    kinds = typing.get_args(kind) or (kind,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _number_out_of_limits(name, value, limits):
+    """What is wrong with the value of a flag, None where nothing is."""
+    if type(value) not in (int, float):
+        return None
+    low, high = limits.get(name, (1, 10**5) if type(value) is int else (0.0, 1e6))
+    if name.endswith("learning_rate"):
+        low, high = LEARNING_RATE
+    return None if low <= value <= high else f"expected {low} to {high}, got {value}"  # NaN is outside
+
+
+def _check_beside_checkpoint(args, default, checkpoint, fixed):
+    """Refuse what would contradict the state of a run, or have no effect on it."""
+    script = checkpoint["script"]
+    for field in fields(args):
+        name, given = field.name, getattr(args, field.name)
+        if given == getattr(default, name):
+            continue
+        if name in (*FLAGS_OF_THE_RUN, *fixed):
+            refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {given}")
+        if args.eval_only and name not in FLAGS_OF_AN_EVALUATION:
+            refuse(name, f"expected none beside --eval-only, where it has no effect, got {given}")
+    steps = checkpoint["iteration"] * args.num_envs * args.num_steps
+    if args.total_timesteps != default.total_timesteps and args.total_timesteps < steps:
+        refuse("total_timesteps", f"expected the {steps} steps of --checkpoint or more, got {args.total_timesteps}")
+    if args.num_envs * args.num_steps * checkpoint["iteration"] > LIMITS["total_timesteps"][1]:
+        refuse("checkpoint", f"expected a run of {script} of at most {LIMITS['total_timesteps'][1]} steps, got {steps}")
+
+
+def _check_run(args, default):
+    """What is wrong whatever the numbers are."""
+    for field in fields(args):
+        if getattr(args, field.name) is None and field.name != "checkpoint":
+            refuse(field.name, "expected a value, here or in TASK_DEFAULTS of the script, got none")
+    if args.checkpoint is None and not NAME.fullmatch(args.exp_name):
+        rule = "at most 100 letters, digits and . _ + = -, without '__', a letter or digit at both ends"
+        refuse("exp_name", f"expected {rule}, got {args.exp_name!r}")
     if args.eval_only and args.checkpoint is None:
         refuse("eval_only", "expected --checkpoint beside it, the run to evaluate, got none")
+    if args.track and not args.eval_only:
+        try:
+            importlib.import_module("wandb")
+        except ImportError:
+            refuse("track", "expected the package wandb, which is not installed: pip install wandb")
+    for name, (other, value) in NEEDS.items():
+        if getattr(args, name, None) != getattr(default, name, None) and getattr(args, other) != value:
+            flag = f"--{_dashed(other)}" + ("" if value is True else f" {value}")
+            refuse(name, f"expected {flag} beside it, without which it has no effect, got {getattr(args, name)} alone")
+
+
+def _check_sizes(args, default):
+    """Numbers that do not go together; the flag that was given is the one that is named."""
+
+    def blame(*names):
+        return next((name for name in names if getattr(args, name) != getattr(default, name)), names[0])
+
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    rollout = f"{args.num_envs} environments x {args.num_steps} steps"
+    if args.total_timesteps < args.num_envs * args.num_steps:
+        name = blame("total_timesteps", "num_envs", "num_steps")
+        expected = f"one rollout ({rollout}) or more"
+        if name != "total_timesteps":
+            expected = f"a rollout ({rollout}) within the {args.total_timesteps} of --total-timesteps"
+        refuse(name, f"expected {expected}, got {getattr(args, name)}")
+    if args.num_envs % num_processes:
+        refuse("num_envs", f"expected a multiple of the {num_processes} processes, got {args.num_envs}")
+    rows, minibatches = args.num_envs * args.num_steps // num_processes, getattr(args, "num_minibatches", 1)
+    if minibatches > rows:
+        refuse("num_minibatches", f"expected at most {rows}, the steps of a rollout, got {minibatches}")
+    if hasattr(args, "buffer_size"):  # SAC
+        if args.buffer_size < args.num_envs * args.num_nsteps:
+            name = blame("buffer_size", "num_nsteps", "num_envs")
+            needed = f"{args.num_envs} environments x {args.num_nsteps} steps"
+            refuse(name, f"expected a --buffer-size of {needed} or more, got {getattr(args, name)}")
+        if args.batch_size % num_processes:
+            refuse("batch_size", f"expected a multiple of the {num_processes} processes, got {args.batch_size}")
+        if args.learning_starts > args.total_timesteps:
+            name = blame("learning_starts", "total_timesteps")
+            refuse(name, f"expected --learning-starts within --total-timesteps, got {getattr(args, name)}")
+
+
+def _check_memory(args):
+    """Refuse what cannot fit: a row of observations and actions, before and after a step, is the least that is kept."""
+    task, num_processes = envs.TASKS[args.env_id], int(os.environ.get("WORLD_SIZE", 1))
+    row = 4 * (2 * task.num_obs + task.num_actions)  # bytes
+    rows = {"num_envs": args.num_envs * args.num_steps / num_processes, "num_eval_envs": args.num_eval_envs}
+    rows |= {"buffer_size": getattr(args, "buffer_size", 0) / num_processes}
+    rows |= {"batch_size": args.batch_size / num_processes}
+    memory = _memory(args)
+    for name, count in rows.items():
+        if count * row > memory:
+            needed = f"{count * row / 2**30:,.0f} GiB or more, this machine has {memory / 2**30:,.0f}"
+            refuse(name, f"expected fewer, for it needs {needed}, got {getattr(args, name)}")
+
+
+def _memory(args):
+    """Bytes of the device; infinite where the system does not say."""
+    if args.cuda and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+
+def explain_failure(kind, error, traceback):
+    """In place of sys.excepthook: a full disk and too little memory in one sentence, all else as Python shows it."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f", {error.filename}" if error.filename else ""
+        print(f"error: the disk is full ({error.strerror}{where}); the last checkpoint is good", file=sys.stderr)
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("allocate .*memory|to allocate", text):
+        smaller = "fewer environments (--num-envs, --num-eval-envs) and steps (--num-steps) need less"
+        print(f"error: there is not enough memory; {smaller} ({text})", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)

@@ -186,7 +186,6 @@ def parse_args():
 
 
 def main():
-    wp.config.log_level = wp.LOG_WARNING  # no banner
     args, policy = parse_args()
     try:
         import viser

@@ -44,4 +44,6 @@ def saved_run(tmp_path, monkeypatch):
     torch.manual_seed(0)
     actor = {"mean.weight": torch.randn(1, 5), "mean.bias": torch.randn(1)}
     args = {"env_id": "cartpole", "seed": 3}
-    return {"script": "script_of_a_test.py", "args": args, "actor": actor, "normalizer": {"mean": torch.randn(5)}}
+    run = {"script": "script_of_a_test.py", "args": args, "actor": actor, "normalizer": {"mean": torch.randn(5)}}
+    run |= {"iteration": 2, "episodes": [], "process": [1, "cpu", 3], "env": {}}
+    return run | {"rng": torch.get_rng_state(), "cuda_rng": []}

@@ -50,14 +50,14 @@ def run_here(folder, script, *flags, expect=0):
 def state_of_this_process():
     """One thread inside; afterwards everything that a script sets for its whole process is as before."""
     matmul, threads, handler = torch.backends.mkldnn.matmul, torch.get_num_threads(), signal.getsignal(signal.SIGINT)
-    precision = matmul.fp32_precision
+    precision, hook = matmul.fp32_precision, sys.excepthook
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, handler)
-        matmul.fp32_precision = precision
+        matmul.fp32_precision, sys.excepthook = precision, hook
 
 
 def events(run_dir):

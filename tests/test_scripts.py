@@ -148,13 +148,12 @@ def test_an_evaluation_is_that_of_envs_evaluate(whole):
 KILLED = """
 import os, signal, torch
 save, calls = torch.save, []
-def save_and_die(content, path):
-    calls.append(path)
+def save_and_die(content, file):
+    calls.append(file)
+    save(content, file)
     if len(calls) == 6:
-        save(content, path)
-        os.truncate(path, os.path.getsize(path) // 2)
+        os.truncate(file.name, os.path.getsize(file.name) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-    save(content, path)
 torch.save = save_and_die
 """
 
@@ -228,7 +227,7 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(finished, tmp_path):
     folder.mkdir()
     shutil.copy(finished("rpo"), folder)
     output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt")
-    assert "the run is finished; a larger --total-timesteps continues it" in output
+    assert "the run is finished: it is only evaluated; a larger --total-timesteps continues it" in output
     assert not re.search("^step ", output, re.MULTILINE) and len(evaluations(output)) == 2
     output = run_here(tmp_path, "rpo", "--checkpoint", "moved/checkpoint.pt", *total(4))
     assert "is finished" not in output
@@ -315,20 +314,19 @@ def test_no_window_of_sac_crosses_into_the_new_episodes_of_a_resumed_run(go_on, 
     "script, flags, sentence",
     [
         ("rpo", "--seed -1", "--seed: expected 0 to 4294967295, got -1"),
-        ("rpo", "--num-envs 0", "--num-envs: expected 1 to 10000000, got 0"),
+        ("rpo", "--num-envs 0", "--num-envs: expected 1 to 1000000, got 0"),
         ("rpo", "--gamma 1.5", "--gamma: expected 0.0 to 1.0, got 1.5"),
         ("rpo", "--learning-rate 0", "--learning-rate: expected 1e-12 to 1.0, got 0.0"),
-        ("rpo", "--kl-coef nan", "--kl-coef: expected 0.0 to inf, got nan"),
+        ("rpo", "--kl-coef nan", "--kl-coef: expected 0.0 to 1000000.0, got nan"),
         (
             "rpo",
             "--total-timesteps 5",
             "--total-timesteps: expected one rollout (8 environments x 4 steps) or more, got 5",
         ),
-        ("rpo", "--exp-name a/b", "--exp-name: expected a name without a slash, got 'a/b'"),
         ("rpo", "--eval-only", "--eval-only: expected --checkpoint beside it, the run to evaluate, got none"),
         ("shac", "--max-action-grad-norm 0", "--max-action-grad-norm: expected 1e-12 to inf, got 0.0"),
         ("ppo", "--num-minibatches 33", "--num-minibatches: expected at most 32, the steps of a rollout, got 33"),
-        ("sapo", "--alpha 0", "--alpha: expected 1e-12 to inf, got 0.0"),
+        ("sapo", "--alpha 0", "--alpha: expected 1e-12 to 1000000.0, got 0.0"),
     ],
 )
 def test_a_bad_flag_ends_a_script_with_one_sentence(tmp_path, script, flags, sentence):
@@ -352,7 +350,7 @@ def test_a_flag_that_is_none_and_a_value_of_another_type_are_refused(tmp_path, f
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_number_refuses_what_it_cannot_mean(script, tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(tyro, "cli", lambda Args, default=None: dataclasses.replace(default or Args(), **given))
+    monkeypatch.setattr(tyro, "cli", lambda Args, default=None, **_: dataclasses.replace(default or Args(), **given))
     numbers = {}
     for field in dataclasses.fields(importlib.import_module(f"{script}_continuous").Args):
         kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
@@ -377,7 +375,7 @@ def test_files_that_are_no_checkpoint_of_the_script_are_refused(finished, tmp_pa
     changed = torch.load(finished("rpo"), weights_only=True)
     changed["args"]["horizon"] = 32
     torch.save(changed, tmp_path / "changed.pt")
-    ours = [("rpo", name) for name in ("", "missing.pt", "corrupt.pt", "cut.pt", "foreign.pt")]
+    ours = [("rpo", name) for name in ("missing.pt", "corrupt.pt", "cut.pt", "foreign.pt")]
     for script, name in (*ours, ("shac", finished("rpo"))):
         output = run_here(tmp_path, script, "--checkpoint", name, expect=2)
         assert output.startswith("error: --checkpoint: expected a checkpoint.pt") and str(name) in output
@@ -527,8 +525,7 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
     "for tag, value in metrics",
     'checkpoint |= {"iteration"',
     'checkpoint |= {"rng"',
-    "torch.save",
-    "os.replace",
+    "envs.save_checkpoint",
 )
 
 
