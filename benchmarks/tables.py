@@ -85,7 +85,7 @@ def one_million_table(runs, cell):
 
 
 def final_cell(group):
-    few = f"<br>{seeds(group)}" if len(group) < 3 else ""
+    few = f" ({seeds(group)})" if len(group) < 3 else ""
     return spread(final_returns(group)) + few
 
 
@@ -159,6 +159,23 @@ def beside_the_paper(runs, paper, page):
             "paper, deterministic": published(reference, "deterministic"),
             "commit": ", ".join(dict.fromkeys(run.commit for run in group)),
         }
+        rows.append(row)
+    return table(rows)
+
+
+def rpo_beside_its_paper(results):
+    """A row for every task: RPO after one million steps, in its longest run, and in its paper."""
+    million, longer, rows = read_one_million(results), read_all(results), []
+    for env_id in ONE_MILLION_TASKS:
+        row, reference = {"task": env_id}, read_paper()[env_id, "rpo"]
+        short = groups_of(million, env_id, "rpo")
+        row["1M steps"] = f"{final_cell(short[0])}, {minutes_cell(short[0])} min" if short else "not run"
+        found = groups_of((run for run in longer if is_standard(run)), env_id, "rpo")
+        longest = max(found, key=lambda group: group[0].steps, default=None)
+        row["longest run"] = "not run"
+        if longest:
+            row["longest run"] = f"{spread(final_returns(longest))}, {seeds(longest)}, {millions(longest[0].steps)}"
+        row["paper"] = f"{published(reference, 'stochastic')}, {reference['steps']}"
         rows.append(row)
     return table(rows)
 
@@ -346,8 +363,7 @@ def all_files(kind, results, page):
 def filled_readme(results, page):
     """The text of the README, with the tables between its markers made anew, and the lengths of the scripts."""
     text = re.sub(r"(\| \[(\w+_continuous\.py)\].* \|) \d+ \|", with_length, page.read_text())
-    text = filled(text, "one million", one_million_table(read_one_million(results), final_cell))
-    text = filled(text, "longer", beside_the_paper(read_all(results), read_paper(), page))
+    text = filled(text, "paper", rpo_beside_its_paper(results))
     return filled(text, "throughput", all_files(throughput, results, page))
 
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -96,3 +97,20 @@ def test_commands_in_pages_have_a_module():
             assert target.exists(), f"{source.name}: {target.name}"
             commands += 1
     assert commands > 50
+
+
+def test_the_first_screen_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
+def test_the_index_lists_every_page():
+    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"index.md"}
+    assert {*re.findall(r"^\| \[\S+\]\((\S+)\)", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)} == pages
+
+
+@pytest.mark.parametrize("name, listed", [("requirements", "dependencies"), ("requirements-dev", "dev")])
+def test_pyproject_has_the_dependencies_of_the_requirements(name, listed):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = (ROOT / f"{name}.txt").read_text().splitlines()
+    found = project["project"]["dependencies"] if listed == "dependencies" else project["dependency-groups"][listed]
+    assert [line for line in lines if not line.startswith("-r")] == found

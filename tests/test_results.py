@@ -131,7 +131,7 @@ def test_the_tables_of_benchmark_1m(results):
         "15 runs at commit abc1234, 2026-11-21 to 2026-11-21, on one core of: toaster"
     )
     few = [run_ for run_ in runs if run_.seed < 3]
-    assert row(tables.one_million_table(few, tables.final_cell), "hopper")[0] == "1500 +- 707<br>2 seeds"
+    assert row(tables.one_million_table(few, tables.final_cell), "hopper")[0] == "1500 +- 707 (2 seeds)"
 
 
 def test_core_hours_are_those_of_twelve_seeds_at_the_papers_length(results):
@@ -167,11 +167,12 @@ def page(path, *names):
 
 
 def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
-    readme = page(results / "README.md", "one million", "longer", "throughput")
+    readme = page(results / "README.md", "paper", "throughput")
     readme.write_text(readme.read_text() + "| [rpo_continuous.py](x) | RPO | 7 |\nthe rest | 7 |")
     length = len((ROOT / "rpo_continuous.py").read_text().splitlines())
     text = tables.filled_readme(results, readme)
-    assert "5100 +- 141" in text and text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
+    assert "| hopper | 2000 +- 1000, 2.0 min | 5100 +- 141, 2 seeds, 2.00M | 5526 +- 3, about 20M |" in text
+    assert text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
     (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
     performance = page(results / "performance.md", "training", "critic step")
     assert "| plain | 20.00 ms | 0.10 s |" in tables.filled_performance(results, performance)
@@ -183,8 +184,8 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     assert "| 10.00M | 905 MiB |" in text
     text = tables.filled_results(results, page(results / "results.md", "core hours", "older ablations", "other runs"))
     assert "core-hours" in text and "RPO without the KL term" in text and "quickstart_1.csv" in text
-    with pytest.raises(ValueError, match="expected the lines <!-- longer: begin -->"):
-        tables.filled_readme(results, page(results / "README.md", "one million"))
+    with pytest.raises(ValueError, match="expected the lines <!-- throughput: begin -->"):
+        tables.filled_readme(results, page(results / "README.md", "paper"))
 
 
 def test_plot_writes_the_figures_that_the_results_page_shows(results):
