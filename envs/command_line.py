@@ -206,9 +206,8 @@ def _check_run(args, default):
     for field in fields(args):
         if getattr(args, field.name) is None and field.name != "checkpoint":
             refuse(field.name, "expected a value, here or in TASK_DEFAULTS of the script, got none")
-    if args.checkpoint is None and not NAME.fullmatch(args.exp_name):
-        rule = "at most 100 letters, digits and . _ + = -, without '__', a letter or digit at both ends"
-        refuse("exp_name", f"expected {rule}, got {args.exp_name!r}")
+    if args.checkpoint is None and (reason := wrong_name(args.exp_name)):
+        refuse("exp_name", reason)
     if args.eval_only and args.checkpoint is None:
         refuse("eval_only", "expected --checkpoint beside it, the run to evaluate, got none")
     if args.track and not args.eval_only:
@@ -220,6 +219,12 @@ def _check_run(args, default):
         if getattr(args, name, None) != getattr(default, name, None) and getattr(args, other) != value:
             flag = f"--{_dashed(other)}" + ("" if value is True else f" {value}")
             refuse(name, f"expected {flag} beside it, without which it has no effect, got {getattr(args, name)} alone")
+
+
+def wrong_name(name):
+    """Why a part of the name of a run folder is none, else None."""
+    rule = "at most 100 letters, digits and . _ + = -, without '__', a letter or digit at both ends"
+    return None if NAME.fullmatch(name) else f"expected {rule}, got {name!r}"
 
 
 def _check_sizes(args, default):
