@@ -206,19 +206,19 @@ def test_a_name_that_would_leave_the_run_folder_is_refused(name, tmp_path):
 @pytest.mark.parametrize(
     "script, flags, sentence",
     [
-        ("rpo", "--num-envs 999999", "--num-envs: expected a rollout (999999 environments x 32 steps) within the "),
-        ("rpo", "--num-steps 99999", "--num-steps: expected a rollout (1024 environments x 99999 steps) within the "),
+        ("rpo", "--num-envs 999999", "--num-envs: expected a rollout, --num-envs 999999 x --num-steps 32, within --"),
+        ("rpo", "--num-steps 99999", "--num-steps: expected a rollout, --num-envs 1024 x --num-steps 99999, within -"),
         (
             "rpo",
             "--total-timesteps 9",
-            "--total-timesteps: expected one rollout (1024 environments x 32 steps) or more",
+            "--total-timesteps: expected one rollout, --num-envs 1024 x --num-steps 32, or more",
         ),
         ("sac", "--learning-starts 5000001", "--learning-starts: expected --learning-starts within --total-timesteps"),
         ("sac", "--total-timesteps 4095", "--total-timesteps: expected --learning-starts within --total-timesteps"),
         (
             "sac",
             "--num-envs 99999 --num-nsteps 99",
-            "--num-nsteps: expected a --buffer-size of 99999 environments x 99",
+            "--num-nsteps: expected --num-envs 99999 x --num-nsteps 99 within",
         ),
         (
             "sac",
