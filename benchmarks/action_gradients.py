@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 
 import envs
 import rpo_continuous as rpo
-from benchmarks.provenance import steps_of, write_rows
+from benchmarks.provenance import read_flags, steps_of, write_rows
 from envs.checkpoint import load_checkpoint
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -79,9 +78,14 @@ def measure(env_id, checkpoint, args):
 
 
 def main():
-    args, checkpoint = tyro.cli(Args), None
-    if args.checkpoint:
-        checkpoint = load_checkpoint(args.checkpoint, "rpo_continuous.py")
+    args, checkpoint = read_flags(Args), None
+    if args.checkpoint is not None:
+        if args.env_ids != Args.env_ids:
+            envs.refuse("env_ids", "expected none beside --checkpoint, whose task it is, got some")
+        try:
+            checkpoint = load_checkpoint(args.checkpoint, "rpo_continuous.py")
+        except ValueError as error:
+            envs.refuse("checkpoint", error)
         args.env_ids = (checkpoint["args"]["env_id"],)
     rows = [row for env_id in args.env_ids for row in measure(env_id, checkpoint, args)]
     for row in rows:

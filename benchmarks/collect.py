@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from benchmarks.events import is_evaluation, read_rows
-from benchmarks.provenance import provenance, steps_of
+from benchmarks.provenance import provenance, read_flags, steps_of
 from benchmarks.records import RESULTS
 
 EVALUATION = [
@@ -92,7 +92,7 @@ def collect(run_dir, command, commit=None, name=None, results=RESULTS):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = read_flags(Args)
     print(collect(args.run_dir, args.command, args.commit, args.name))
 
 

@@ -13,10 +13,9 @@ from statistics import median
 
 import torch
 import torch.nn as nn
-import tyro
 
 import rpo_continuous as rpo
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 
 NUM_OBS, MINIBATCH = 49, 1024  # 128 environments x 32 steps in 4 minibatches
 ADAMW = {"lr": 5e-4, "betas": (0.7, 0.95), "weight_decay": 0.01}
@@ -73,7 +72,7 @@ def seconds_per_step(critic, loss, fused, repeats):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = read_flags(Args)
     variants = {
         "as in the scripts": (rpo.Critic, rpo.critic_loss, True),
         "optimiser not fused": (rpo.Critic, rpo.critic_loss, False),

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from benchmarks.events import read_rows
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 from benchmarks.records import SCRIPTS
 from benchmarks.tiny import assert_same_training, iterations, load, run, run_dir, start, total
 
@@ -61,11 +60,12 @@ def full_disk(script, folder, args):
     before, temporary = checkpoint.read_bytes(), checkpoint.with_name("checkpoint.pt.tmp")
     temporary.symlink_to("/dev/full")
     resume = ["--checkpoint", checkpoint, *total(20)]
-    run(folder, script, *resume, expect=1)
+    output = run(folder, script, *resume, expect=1)
+    assert "error: the disk is full" in output and "Traceback" not in output, output
     assert checkpoint.read_bytes() == before
     temporary.unlink()
     run(folder, script, *resume)
-    return "exit code 1; the checkpoint is left as it was; resumed"
+    return "one sentence, exit code 1; the checkpoint is left as it was; resumed"
 
 
 def broken_checkpoints(script, folder, args):
@@ -212,7 +212,7 @@ class Args:
 
 
 def main():
-    args, rows, failed = tyro.cli(Args), [], 0
+    args, rows, failed = read_flags(Args), [], 0
     random.seed(args.seed)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for script in args.scripts:

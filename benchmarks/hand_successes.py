@@ -15,7 +15,7 @@ import torch
 import tyro
 
 import envs
-from benchmarks.provenance import steps_of, write_rows
+from benchmarks.provenance import read_flags, steps_of, write_rows
 from envs.checkpoint import load_checkpoint
 
 COLUMNS = """run script seed global_step policy episodes
@@ -71,7 +71,10 @@ def play(policy, args):
 
 
 def measure(path, args):
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(path)
+    except ValueError as error:
+        envs.refuse("checkpoints", error)
     flags = checkpoint["args"]
     if flags["env_id"] != "hand_reorient":
         raise SystemExit(f"checkpoints: expected runs on hand_reorient, got {path} of {flags['env_id']}")
@@ -82,7 +85,7 @@ def measure(path, args):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = read_flags(Args)
     rows = [row for path in args.checkpoints for row in measure(path, args)]
     for row in rows:
         print(row)

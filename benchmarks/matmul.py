@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-import tyro
 
 import envs
 import rpo_continuous as rpo
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 
 BATCHES = (("anymal", 49, 1024), ("hopper, 256 environments", 11, 2048), ("hopper, 1,024 environments", 11, 8192))
 
@@ -48,7 +47,7 @@ def measure(num_obs, batch_size, steps):
 
 
 def main():
-    args, rows = tyro.cli(Args), []
+    args, rows = read_flags(Args), []
     if envs.use_onednn() == "torch's default":
         sys.exit("expected a processor on which envs.use_onednn() is on, see envs/matmul.py")
     for threads in args.threads:

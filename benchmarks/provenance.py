@@ -1,4 +1,4 @@
-"""The header line of every results file: what ran, from which commit, on what, when."""
+"""The flags of a benchmark, and the header line of its results file: what ran, from which commit, on what, when."""
 
 import csv
 import datetime
@@ -7,10 +7,35 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import warp as wp
+
+import envs
+from envs.command_line import read_flags as read_flags_of_any
+from envs.physics import resolve_device
+
+
+def read_flags(Args):
+    """The command line as an `Args`. What would fail only after the measurement is refused here, with exit code 2."""
+    args = read_flags_of_any(Args)
+    for field in fields(Args):
+        value, least = getattr(args, field.name), int(field.name not in ("seed", "warm_up"))
+        if value == () != field.default:
+            envs.refuse(field.name, "expected a value or more, got none")
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and not least <= number <= 10**9 and field.name != "seeds":  # the scripts do
+                envs.refuse(field.name, f"expected {least} to {10**9}, got {number}")
+        if field.name == "output" and value and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
+            envs.refuse(field.name, f"expected a file in an existing folder, got {value!r}")
+        if field.name == "device":
+            try:
+                resolve_device(value)
+            except ValueError as error:
+                envs.refuse(field.name, str(error).removeprefix("device: "))
+    return args
 
 
 def provenance(command, device, commit=None, date=None):

@@ -24,12 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 import envs
 from benchmarks.collect import collect, is_finished
-from benchmarks.provenance import current_commit
+from benchmarks.provenance import current_commit, read_flags
 from benchmarks.records import RESULTS, ROOT
+from envs.command_line import wrong_name
 
 SCRIPTS = tuple(sorted(path.name.removesuffix("_continuous.py") for path in ROOT.glob("*_continuous.py")))
 
@@ -199,13 +198,11 @@ def run_all(waiting, jobs):
 
 
 def main():
-    args = tyro.cli(Args)
-    if args.jobs < 1:
-        sys.exit(f"--jobs: expected at least 1, got {args.jobs}")
+    args = read_flags(Args)
     if args.name and len(args.scripts) > 1:
-        sys.exit(f"--name: expected one script beside it, got {' '.join(args.scripts)}")
-    if "__" in (args.name or ""):
-        sys.exit(f"--name: expected one without '__', which separates the parts of file names, got {args.name}")
+        envs.refuse("name", f"expected one script beside it, got {' '.join(args.scripts)}")
+    if args.name is not None and (reason := wrong_name(args.name)):
+        envs.refuse("name", reason)
     runs = dict.fromkeys(all_runs(args))
     if args.list:
         print(*(command_of(run, args) for run in runs), sep="\n")

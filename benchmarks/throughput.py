@@ -23,12 +23,11 @@ from statistics import median
 from typing import Literal
 
 import torch
-import tyro
 import warp as wp
 
 import envs
 from benchmarks.events import read_rows
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 from benchmarks.records import ROOT
 
 # parallel environments, as in the RPO paper, which has no cheetah and no cartpole
@@ -139,7 +138,7 @@ def timed_run(command, environment):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = read_flags(Args)
     if args.iterations < warm_up(args) + 2:
         expected = f"{warm_up(args) + 2}, of which {warm_up(args)} are a warm-up"
         sys.exit(f"--iterations: expected at least {expected}, got {args.iterations}")

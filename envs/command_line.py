@@ -206,9 +206,8 @@ def _check_run(args, default):
     for field in fields(args):
         if getattr(args, field.name) is None and field.name != "checkpoint":
             refuse(field.name, "expected a value, here or in TASK_DEFAULTS of the script, got none")
-    if args.checkpoint is None and not NAME.fullmatch(args.exp_name):
-        rule = "at most 100 letters, digits and . _ + = -, without '__', a letter or digit at both ends"
-        refuse("exp_name", f"expected {rule}, got {args.exp_name!r}")
+    if args.checkpoint is None and (reason := wrong_name(args.exp_name)):
+        refuse("exp_name", reason)
     if args.eval_only and args.checkpoint is None:
         refuse("eval_only", "expected --checkpoint beside it, the run to evaluate, got none")
     if args.track and not args.eval_only:
@@ -222,6 +221,12 @@ def _check_run(args, default):
             refuse(name, f"expected {flag} beside it, without which it has no effect, got {getattr(args, name)} alone")
 
 
+def wrong_name(name):
+    """Why a part of the name of a run folder is none, else None."""
+    rule = "at most 100 letters, digits and . _ + = -, without '__', a letter or digit at both ends"
+    return None if NAME.fullmatch(name) else f"expected {rule}, got {name!r}"
+
+
 def _check_sizes(args, default):
     """Numbers that do not go together; the flag that was given is the one that is named."""
 
@@ -229,23 +234,24 @@ def _check_sizes(args, default):
         return next((name for name in names if getattr(args, name) != getattr(default, name)), names[0])
 
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
-    rollout = f"{args.num_envs} environments x {args.num_steps} steps"
+    rollout = f"--num-envs {args.num_envs} x --num-steps {args.num_steps}"
     if args.total_timesteps < args.num_envs * args.num_steps:
         name = blame("total_timesteps", "num_envs", "num_steps")
-        expected = f"one rollout ({rollout}) or more"
+        expected = f"one rollout, {rollout}, or more"
         if name != "total_timesteps":
-            expected = f"a rollout ({rollout}) within the {args.total_timesteps} of --total-timesteps"
+            expected = f"a rollout, {rollout}, within --total-timesteps {args.total_timesteps}"
         refuse(name, f"expected {expected}, got {getattr(args, name)}")
     if args.num_envs % num_processes:
         refuse("num_envs", f"expected a multiple of the {num_processes} processes, got {args.num_envs}")
     rows, minibatches = args.num_envs * args.num_steps // num_processes, getattr(args, "num_minibatches", 1)
     if minibatches > rows:
-        refuse("num_minibatches", f"expected at most {rows}, the steps of a rollout, got {minibatches}")
+        expected = f"at most {rows}, the steps of a rollout ({rollout})"
+        refuse("num_minibatches", f"expected {expected}, got {minibatches}")
     if hasattr(args, "buffer_size"):  # SAC
         if args.buffer_size < args.num_envs * args.num_nsteps:
             name = blame("buffer_size", "num_nsteps", "num_envs")
-            needed = f"{args.num_envs} environments x {args.num_nsteps} steps"
-            refuse(name, f"expected a --buffer-size of {needed} or more, got {getattr(args, name)}")
+            needed = f"--num-envs {args.num_envs} x --num-nsteps {args.num_nsteps}"
+            refuse(name, f"expected {needed} within --buffer-size {args.buffer_size}, got {getattr(args, name)}")
         if args.batch_size % num_processes:
             refuse("batch_size", f"expected a multiple of the {num_processes} processes, got {args.batch_size}")
         if args.learning_starts > args.total_timesteps:

@@ -1,14 +1,16 @@
 """A replay that one can turn around, in a browser: `python -m envs.viewer --env-id ant`.
 
     --checkpoint runs/<run>/checkpoint.pt   the policy of any of the training scripts; without it, random actions
-    --record out.html                       write a file that every browser can play, without Python, and stop
+    --record out.html                       write it to a file that every browser can play, without Python, and stop
 
 Needs viser (`pip install viser`) and no display.  From another machine: `ssh -L 8080:localhost:8080 <host>`.
 
 The episode is that of an evaluation (evaluate.py) in one environment with the same seed.
 """
 
+import asyncio
 import contextlib
+import errno
 import io
 import math
 import sys
@@ -19,10 +21,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 import warp as wp
 
 import envs
+from envs.command_line import read_flags
 from envs.evaluate import STEPS_PER_FRAME
 from envs.physics import Box
 from envs.physics.model import build_model
@@ -37,10 +39,10 @@ class Args:
     """the task; default: that of --checkpoint"""
     checkpoint: str | None = None
     """replay the deterministic policy of this checkpoint.pt"""
-    actions: Literal["random", "zero"] = "random"
-    """what to do without --checkpoint"""
+    actions: Literal["random", "zero"] | None = None
+    """what to do without --checkpoint; default: random"""
     record: str | None = None
-    """write the replay to this HTML file"""
+    """write the replay to this HTML file and stop; without --checkpoint it shows random actions"""
     follow: bool = True
     """move along with the robot"""
     seed: int = 1
@@ -167,8 +169,8 @@ def play(server, env, poses, follow):
 
 def parse_args():
     """The command line with the task filled in, and the policy of the checkpoint if there is one."""
-    args, policy = tyro.cli(Args), None
-    if args.checkpoint:
+    args, policy = read_flags(Args), None
+    if args.checkpoint is not None:
         try:
             policy, run = envs.load_policy(args.checkpoint)
         except ValueError as error:
@@ -178,11 +180,35 @@ def parse_args():
         args.env_id = run["env_id"]
     elif args.env_id is None:
         envs.refuse("env_id", "expected a task, or --checkpoint in its place, got neither")
-    if args.record and not Path(args.record).absolute().parent.is_dir():
-        envs.refuse("record", f"expected a file in an existing folder, got {args.record!r}")
-    if args.seed < 0:
-        envs.refuse("seed", f"expected 0 or more, got {args.seed}")
+    if policy and args.actions is not None:
+        envs.refuse("actions", f"expected none beside --checkpoint, whose policy acts, got {args.actions}")
+    for name, largest in (("seed", 2**32 - 1), ("port", 65535)):
+        if not 0 <= getattr(args, name) <= largest:
+            envs.refuse(name, f"expected 0 to {largest}, got {getattr(args, name)}")
+    if args.record is None:
+        check_address(args.host, args.port)
+    else:
+        for name in ("host", "port"):
+            if getattr(args, name) != getattr(Args, name):
+                envs.refuse(name, f"expected none beside --record, where nothing is served, got {getattr(args, name)}")
+        if Path(args.record).is_dir() or not Path(args.record).absolute().parent.is_dir():
+            envs.refuse("record", f"expected a file in an existing folder, got {args.record!r}")
     return args, policy
+
+
+def check_address(host, port):
+    """Refuse one that cannot be served at: viser would try port after port, for ever if the host is wrong."""
+
+    async def serve():  # as viser does
+        (await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)).close()
+
+    try:
+        asyncio.run(serve())
+    except (OSError, UnicodeError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
+        if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+            envs.refuse("port", f"expected a free port, or 0 for any, got {port} ({reason})")
+        envs.refuse("host", f"expected a name or an address of this machine, got {host!r} ({reason})")
 
 
 def main():
@@ -192,11 +218,16 @@ def main():
     except ImportError:
         sys.exit("error: viser is not installed: pip install viser")
     env = envs.make(args.env_id)
-    policy = policy or {"random": random_actions, "zero": zero_actions}[args.actions](env)
+    acting = "the policy" if policy else f"{args.actions or 'random'} actions"
+    policy = policy or {"random": random_actions, "zero": zero_actions}[args.actions or "random"](env)
     poses = poses_of_episode(env, policy, args.seed)
-    if args.record:
-        Path(args.record).write_text(record(viser.ViserServer, env, poses, args.follow), encoding="utf-8")
-        print(f"{len(poses)} frames: {args.record}")
+    if args.record is not None:
+        html = record(viser.ViserServer, env, poses, args.follow)
+        try:
+            Path(args.record).write_text(html, encoding="utf-8")
+        except OSError as error:
+            envs.refuse("record", f"expected a file that can be written, got {args.record!r} ({error.strerror})")
+        print(f"{len(poses)} frames of {acting}: {args.record}")
     else:
         play(viser.ViserServer(args.host, args.port, label=args.env_id), env, poses, args.follow)
 

@@ -86,7 +86,7 @@ def test_only_a_script_beside_envs_is_executed(name, saved_run, tmp_path):
     for path in (tmp_path / name, tmp_path / "script.py"):
         path.write_text("open('executed', 'w')")
     torch.save(saved_run | {"script": name}, "checkpoint.pt")
-    with pytest.raises(ValueError, match=f"path: expected .* written by {re.escape(name)} for cartpole"):
+    with pytest.raises(ValueError, match=rf"path: expected .* \(written by {re.escape(name)} for cartpole"):
         envs.load_policy("checkpoint.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -95,6 +95,7 @@ def test_only_a_script_beside_envs_is_executed(name, saved_run, tmp_path):
 class Args:
     env_id: str = "cartpole"
     checkpoint: str | None = None
+    eval_only: bool = False
 
 
 def test_a_flag_that_the_script_does_not_know_is_named(saved_run, monkeypatch, capsys):
@@ -102,7 +103,7 @@ def test_a_flag_that_the_script_does_not_know_is_named(saved_run, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["script_of_a_test.py", "--checkpoint", "checkpoint.pt"])
     with pytest.raises(SystemExit, match="2"):
         envs.parse_args(Args, {"cartpole": {}}, "folder/script_of_a_test.py")
-    expected = "expected flags of script_of_a_test.py, got seed as well, and without checkpoint"
+    expected = "expected flags of script_of_a_test.py, got seed as well, and without checkpoint, eval_only"
     expected = f"error: --checkpoint: {expected}\n"
     assert capsys.readouterr().err == expected
 

@@ -321,11 +321,15 @@ def test_no_window_of_sac_crosses_into_the_new_episodes_of_a_resumed_run(go_on, 
         (
             "rpo",
             "--total-timesteps 5",
-            "--total-timesteps: expected one rollout (8 environments x 4 steps) or more, got 5",
+            "--total-timesteps: expected one rollout, --num-envs 8 x --num-steps 4, or more, got 5",
         ),
         ("rpo", "--eval-only", "--eval-only: expected --checkpoint beside it, the run to evaluate, got none"),
         ("shac", "--max-action-grad-norm 0", "--max-action-grad-norm: expected 1e-12 to inf, got 0.0"),
-        ("ppo", "--num-minibatches 33", "--num-minibatches: expected at most 32, the steps of a rollout, got 33"),
+        (
+            "ppo",
+            "--num-minibatches 33",
+            "--num-minibatches: expected at most 32, the steps of a rollout (--num-envs 8 x --num-steps 4), got 33",
+        ),
         ("sapo", "--alpha 0", "--alpha: expected 1e-12 to 1000000.0, got 0.0"),
     ],
 )

@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -41,7 +42,7 @@ def test_a_recording_is_one_file_with_the_robot_in_motion(tmp_path):
     assert output.returncode == 0, output.stderr
     env = envs.make("ant")
     poses = viewer.poses_of_episode(env, viewer.random_actions(env), seed=3)
-    assert output.stdout == f"{len(poses)} frames: out.html\n"
+    assert output.stdout == f"{len(poses)} frames of random actions: out.html\n"
     html = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert len(html) < 2_000_000
     assert all(source.startswith("data:") for source in LOADED.findall(html))
@@ -109,18 +110,43 @@ def test_the_live_replay_serves_a_page_and_ends_with_ctrl_c(tmp_path):
     [
         ("", r"--env-id: expected a task"),
         ("--env-id ant --record missing/out.html", r"--record: expected a file in an existing folder, got 'miss"),
-        ("--env-id ant --seed -1", r"--seed: expected 0 or more, got -1"),
-        ("--checkpoint none.pt", r"--checkpoint: expected .*, got 'none.pt' \(FileNotFoundError"),
+        ("--env-id ant --record folder", r"--record: expected a file in an existing folder, got 'folder'"),
+        ("--env-id ant --record=", r"--record: expected a value, got ''"),
+        ("--env-id ant --seed -1", r"--seed: expected 0 to 4294967295, got -1"),
+        ("--env-id ant --seed 4294967296", r"--seed: expected 0 to 4294967295, got 4294967296"),
+        ("--env-id ant --port 70000", r"--port: expected 0 to 65535, got 70000"),
+        ("--env-id ant --port -1", r"--port: expected 0 to 65535, got -1"),
+        ("--env-id ant --host=", r"--host: expected a value, got ''"),
+        ("--env-id ant --host 999.1.1.1", r"--host: expected a name or an address of this machine, got '999.1.1.1'"),
+        ("--env-id ant --host 192.0.2.1", r"--host: expected a name or an address of this machine, got '192.0.2.1'"),
+        ("--env-id ant --host a..b", r"--host: expected a name or an address of this machine, got 'a..b'"),
+        ("--env-id ant --record out.html --port 9", r"--port: expected none beside --record, where nothing is served"),
+        ("--env-id ant --record out.html --host ::1", r"--host: expected none beside --record"),
+        ("--env-id ant --follow=no", r"--follow: expected --follow or --no-follow without a value, got 'no'"),
+        ("--checkpoint=", r"--checkpoint: expected a value, got ''"),
+        ("--checkpoint none.pt", r"--checkpoint: expected .*, got 'none.pt' \(there is no such file"),
+        ("--checkpoint checkpoint.pt --actions zero", r"--actions: expected none beside --checkpoint, .*, got zero"),
         ("--checkpoint checkpoint.pt --env-id ant", r"--env-id: expected cartpole, the task of --checkpoint, got ant"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(flags, message, saved_run, monkeypatch, capsys):
     torch.save(saved_run, "checkpoint.pt")
+    Path("folder").mkdir()
     monkeypatch.setattr(sys, "argv", ["viewer", *flags.split()])
     with pytest.raises(SystemExit, match="2"):
         viewer.main()
     error = capsys.readouterr().err
     assert re.search(message, error) and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch, capsys):
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["viewer", "--env-id", "ant", "--host", "127.0.0.1", "--port", str(port)])
+        with pytest.raises(SystemExit, match="2"):
+            viewer.parse_args()
+    assert f"--port: expected a free port, or 0 for any, got {port}" in capsys.readouterr().err
+    assert viewer.parse_args()[0].port == port
 
 
 def test_a_missing_viser_is_named(monkeypatch):

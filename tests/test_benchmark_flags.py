@@ -1,0 +1,38 @@
+"""The benchmarks' commands: what would fail after the measurement is refused before it, in a sentence."""
+
+import importlib
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module, flags, sentence",
+    [
+        ("throughput", "--output missing/x.csv", "--output: expected a file in an existing folder, got 'missing/x"),
+        ("critic_step", "--output .", "--output: expected a file in an existing folder, got '.'"),
+        ("matmul", "--output=", "--output: expected a value, got ''"),
+        ("throughput", "--repeats 0", "--repeats: expected 1 to 1000000000, got 0"),
+        ("throughput", "--threads 1 -2", "--threads: expected 1 to 1000000000, got -2"),
+        ("throughput", "--env-ids", "--env-ids: expected a value or more, got none"),
+        ("throughput", "--device tpu9", "--device: expected 'cpu'"),
+        ("throughput", "--train=yes", "--train: expected --train or --no-train without a value, got 'yes'"),
+        ("drill", "--kills 0", "--kills: expected 1 to 1000000000, got 0"),
+        ("hand_successes", "none.pt", "--checkpoints: expected a checkpoint.pt of a script in "),
+        ("action_gradients", "--checkpoint=", "--checkpoint: expected a value, got ''"),
+        ("action_gradients", "--checkpoint none.pt", "--checkpoint: expected a checkpoint.pt of rpo_continuous.py"),
+        ("action_gradients", "--checkpoint a.pt --env-ids ant", "--env-ids: expected none beside --checkpoint"),
+        ("run", "--scripts rpo --env-ids ant --jobs 0", "--jobs: expected 1 to 1000000000, got 0"),
+        ("run", "--scripts rpo --env-ids ant --name=", "--name: expected a value, got ''"),
+        ("run", "--scripts rpo --env-ids ant --name a__b", "--name: expected at most 100 letters, digits"),
+        ("run", "--scripts rpo --env-ids ant --name ../a", "--name: expected at most 100 letters, digits"),
+    ],
+)  # fmt: skip
+def test_a_wrong_flag_of_a_benchmark_is_refused_in_one_sentence(module, flags, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, *flags.split()])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(f"benchmarks.{module}").main()
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
