@@ -22,11 +22,10 @@ def default_dtype(dtype):
 def everything(env_id, steps=3):
     """All that an environment hands out in a life that crosses the end of an episode, and the gradient of it."""
     cpu = {"dtype": torch.float32, "device": "cpu"}
-    found = []
-    for stochastic_reset in (True, False):
-        env = envs.make(env_id, num_envs=2, seed=3, max_episode_steps=2, stochastic_reset=stochastic_reset)
+    env, found = envs.make(env_id, num_envs=2, seed=3, max_episode_steps=2), []
+    action = torch.full((2, env.num_actions), 0.3, **cpu, requires_grad=True)
+    for env.stochastic_reset in (True, False):
         found += [env.reset()[0], env.rest_state(), env.sample_state(env.noise)]
-        action = torch.full((2, env.num_actions), 0.3, **cpu, requires_grad=True)
         results = [env.step(action) for _ in range(steps)]
         total = sum(reward.sum() + obs.sum() + infos["final_obs"].sum() for obs, reward, *_, infos in results)
         found += [results, total, torch.autograd.grad(total, action)[0], env.detach()]
@@ -49,7 +48,8 @@ def leaves(value):
 
 
 @pytest.mark.parametrize("env_id", envs.ENV_IDS)
-def test_torchs_default_dtype_and_device_do_not_matter(env_id):
+def test_torchs_default_dtype_and_device_do_not_matter(env_id, monkeypatch):
+    monkeypatch.setattr("envs.physics.simulator.KEPT_STEPS", 1)
     expected = everything(env_id)
     with default_dtype(torch.float64), torch.device("meta"):
         found = everything(env_id)
@@ -60,7 +60,9 @@ def test_torchs_default_dtype_and_device_do_not_matter(env_id):
 
 
 @pytest.mark.parametrize("env_id", ("hopper", "ant", "hand_reorient"))
-def test_what_inference_mode_has_touched_can_be_differentiated_later(env_id):
+def test_what_inference_mode_has_touched_can_be_differentiated_later(env_id, monkeypatch):
+    monkeypatch.setattr("envs.physics.simulator.KEPT_STEPS", 1)
+
     def gradient(mode):
         env = envs.make(env_id, num_envs=2, seed=3, max_episode_steps=4)
         with mode():
