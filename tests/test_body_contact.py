@@ -55,14 +55,17 @@ def random_poses(n, generator, spread):
     return torch.cat([c, r[0], torch.zeros(n, 3), r[1]], dim=1)
 
 
-def test_boxes_touch_exactly_where_they_overlap():
+@pytest.mark.parametrize("off", (0.0, 0.1))  # m, from the origins of the links to the centres of the boxes
+def test_boxes_touch_exactly_where_they_overlap(off):
     """Also where only two edges cross, or one box is inside the other."""
     n, a, b = 4000, np.array([0.0098, 0.01375, 0.027]), np.array([HALF] * 3)
     q = random_poses(n, torch.Generator().manual_seed(0), spread=0.08)
     q[0, :3] = 0.0
-    simulator = free_pair(Box(0, (0, 0, 0), tuple(a)), Box(1, (0, 0, 0), tuple(b)), n)
+    x, center = q.double().numpy(), np.array([off, 0.0, 0.0])
+    shifts = [turned(np.broadcast_to(center, (n, 3)), x[:, rows]) for rows in (slice(3, 7), slice(10, 14))]
+    q[:, :3] -= torch.tensor(shifts[0] - shifts[1], dtype=torch.float32)
+    simulator = free_pair(Box(0, tuple(center), tuple(a)), Box(1, tuple(center), tuple(b)), n)
     _, _, touching = run(simulator, q, torch.zeros(n, 12))
-    x = q.double().numpy()
     gap = gap_of_boxes(x[:, :3], rotation_matrices(x[:, 3:7]), a, rotation_matrices(x[:, 10:]), b)
     clear = np.abs(gap) > 1e-6  # m; nearer than that, rounding decides
     assert (touching.any(axis=1) == (gap < 0.0))[clear].all() and 1000 < (gap < 0.0).sum() < 3000

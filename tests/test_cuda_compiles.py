@@ -1,33 +1,25 @@
 """NVIDIA's compiler, which Warp brings along, takes every kernel and its adjoint; that needs no GPU."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import warp as wp
 
-import envs
+from benchmarks.registers import kernel_modules, module_rows
 
-FOLDER = Path(envs.__file__).parent
-KERNELS = sorted(path for path in FOLDER.rglob("*.py") if "@wp.kernel" in path.read_text())
-
-
-def module_of(path):
-    return importlib.import_module(".".join(["envs", *path.relative_to(FOLDER).with_suffix("").parts]))
+MODULES = list(kernel_modules())
 
 
 def test_all_files_with_kernels_are_known():
-    assert len(KERNELS) == 7
+    assert len(MODULES) == 7
 
 
-@pytest.mark.parametrize("arch", (80, 90))  # A100 and H100
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
-def test_kernels_compile(path, arch, tmp_path):
-    (binary,) = wp.compile_aot_module(module_of(path), arch=arch, module_dir=tmp_path, use_ptx=False)
-    (source,) = tmp_path.glob("*.cu")
-    module, code = wp.get_module(module_of(path).__name__), source.read_text()
-    for kernel in module.kernels.values():
-        options, name = module.options | kernel.options, kernel.get_mangled_name()
-        assert f"{name}_cuda_kernel_forward(" in code
-        assert (f"{name}_cuda_kernel_backward(" in code) == options["enable_backward"]
-    assert binary.stat().st_size > 0
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_kernels_compile_and_their_registers_are_known(module):
+    rows = list(module_rows(module, arch=90))  # H100
+    kernels = wp.get_module(module.__name__).kernels.values()
+    expected = {(kernel.key, "forward") for kernel in kernels}
+    options = wp.get_module(module.__name__).options
+    expected |= {(kernel.key, "backward") for kernel in kernels if (options | kernel.options)["enable_backward"]}
+    assert {(row["kernel"], row["direction"]) for row in rows} == expected and len(rows) == len(expected)
+    # of 255, of which the adjoint of contact between bodies needs more than there are
+    assert all(16 <= row["registers"] <= 255 and row["stack"] % 8 == 0 for row in rows)
+    assert [row["kernel"] for row in rows if row["registers"] == 255] == ["pair_wrenches"] * ("contact" in str(module))

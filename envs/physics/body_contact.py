@@ -60,10 +60,12 @@ def part_inside(o: wp.vec3, d: wp.vec3, half: wp.vec3):
 @wp.func
 def edges_inside(pairs: PairModel, X: wp.transform, half: wp.vec3, other: wp.vec3):
     """Bit e is set where edge e of a box, seen at pose X from another one, runs through that one."""
+    A = wp.quat_to_matrix(wp.transform_get_rotation(X)) * wp.diag(half)
+    c = wp.transform_get_translation(X)
     edges = wp.int32(0)
     for e in range(pairs.edge_middle.shape[0]):
-        o = wp.transform_point(X, wp.cw_mul(pairs.edge_middle[e], half))
-        d = wp.transform_vector(X, wp.cw_mul(pairs.edge_direction[e], half))
+        o = c + A * pairs.edge_middle[e]
+        d = A * pairs.edge_direction[e]
         enter, leave = part_inside(o, d, other)
         if enter < leave:
             edges = edges | (1 << e)
@@ -115,14 +117,21 @@ def find_touching(
     # State out:
     touching: wp.array2d[wp.vec2i],
 ):
-    """What touching_edges says of every pair, without calling it for shapes that are out of each other's reach."""
+    """What touching_edges says of every pair, without calling it for shapes that are out of each other's reach.
+
+    The links' origins are compared first: that turns away half of the pairs, and needs no rotation.
+    """
     lane, env = wp.tid()
     for k in range(lane, pairs.reach.shape[0], lanes):
         edges = wp.vec2i(0, 0)
-        first = wp.transform_point(link_pose[env, pairs.links[k][0]], pairs.centers[k, 0])
-        second = wp.transform_point(link_pose[env, pairs.links[k][1]], pairs.centers[k, 1])
-        if wp.length_sq(first - second) < pairs.reach[k] * pairs.reach[k]:
-            edges = touching_edges(pairs, k, link_pose, env)
+        links = pairs.links[k]
+        first = link_pose[env, links[0]]
+        second = link_pose[env, links[1]]
+        apart = wp.transform_get_translation(first) - wp.transform_get_translation(second)
+        if wp.length_sq(apart) < pairs.link_reach[k] * pairs.link_reach[k]:
+            apart = wp.transform_point(first, pairs.centers[k, 0]) - wp.transform_point(second, pairs.centers[k, 1])
+            if wp.length_sq(apart) < pairs.reach[k] * pairs.reach[k]:
+                edges = touching_edges(pairs, k, link_pose, env)
         touching[env, k] = edges
 
 

@@ -62,6 +62,7 @@ class PairModel:
     half_extents: wp.array2d[wp.vec3]
     radii: wp.array[wp.vec2]
     reach: wp.array[float]  # farther apart than this the centres of shapes that touch cannot be
+    link_reach: wp.array[float]  # nor the origins of their links than this
     material: wp.array[wp.vec4]
     pair_start: wp.array[int]  # the pairs of link i are pair[pair_start[i] : pair_start[i + 1]]
     pair: wp.array[int]
@@ -158,8 +159,10 @@ def _contact_columns(articulation):
 
 def _pair_columns(articulation):
     pairs = articulation.contact_pairs
+    centers = np.reshape([pair.centers for pair in pairs], (-1, 2, 3))
     extents = np.reshape([pair.half_extents for pair in pairs], (-1, 2, 3))
     radii = np.reshape([pair.radii for pair in pairs], (-1, 2))
+    reach = (np.linalg.norm(extents, axis=2) + radii).sum(axis=1)
     materials = [(pair.stiffness, pair.damping, pair.friction_stiffness, pair.friction) for pair in pairs]
     per_link = [
         [(k, sign) for k, pair in enumerate(pairs) for link, sign in zip(pair.links, (1.0, -1.0)) if link == i]
@@ -167,10 +170,11 @@ def _pair_columns(articulation):
     ]
     return {
         "links": (np.reshape([pair.links for pair in pairs], (-1, 2)), wp.vec2i),
-        "centers": (np.reshape([pair.centers for pair in pairs], (-1, 2, 3)), wp.vec3),
+        "centers": (centers, wp.vec3),
         "half_extents": (extents, wp.vec3),
         "radii": (radii, wp.vec2),
-        "reach": ((np.linalg.norm(extents, axis=2) + radii).sum(axis=1), float),
+        "reach": (reach, float),
+        "link_reach": (reach + np.linalg.norm(centers, axis=2).sum(axis=1), float),
         "material": (np.reshape(materials, (-1, 4)), wp.vec4),
         "pair_start": (_offsets([len(entries) for entries in per_link]), int),
         "pair": ([k for entries in per_link for k, _ in entries], int),
