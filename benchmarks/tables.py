@@ -393,9 +393,8 @@ def robustness(results):
     """A row for every drill and what was seen, with the scripts that it was seen of."""
     lines = []
     for path in sorted(results.glob("robustness_*.csv")):
-        if not path.stem.startswith("robustness_fuzz"):
-            with open(path, newline="") as file:
-                lines += csv.DictReader(file.read().splitlines()[1:])
+        with open(path, newline="") as file:
+            lines += [line for line in csv.DictReader(file.read().splitlines()[1:]) if "drill" in line]
     scripts = defaultdict(list)
     for line in lines:
         scripts[line["drill"], line["seen"]].append(line["script"])
