@@ -62,7 +62,7 @@ class Args:
     eval_freq: int = 0
     """iterations between evaluations; 0: only one at the end"""
     num_eval_envs: int = 128
-    """episodes per evaluation, one in each environment"""
+    """episodes per evaluation, one in each environment; a short try ends sooner with few"""
     capture_video: bool = False
     """film one deterministic episode at every evaluation"""
 

@@ -207,7 +207,8 @@ def mutate_state(state, file, rng):
         other = rng.choice(others)
         torch.save(other, file)
         return f"it is {type(other).__name__}"
-    container, key, where = rng.choice([*places(state)])
+    found, part = places(state), f"/{rng.choice([*state])}"  # each part as often as the others, however large it is
+    container, key, where = rng.choice([place for place in found if f"{place[2]}/".startswith(f"{part}/")])
     value = container[key]
     change = rng.choice(("remove", "replace", "replace", "replace", "nest", "rename", "reshape", "reshape", "reshape"))
     if change == "remove":
@@ -256,7 +257,7 @@ def nested(depth):
 
 
 def places(state, where=""):
-    """Every place in nested dictionaries and lists: (container, key, its name), each level as often as the others."""
+    """Every place in nested dictionaries and lists: (container, key, its name)."""
     found = []
     items = state.items() if isinstance(state, dict) else enumerate(state)
     for key, value in [*items]:

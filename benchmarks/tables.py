@@ -394,7 +394,7 @@ def robustness(results):
     lines = []
     for path in sorted(results.glob("robustness_*.csv")):
         with open(path, newline="") as file:
-            lines += csv.DictReader(file.read().splitlines()[1:])
+            lines += [line for line in csv.DictReader(file.read().splitlines()[1:]) if "drill" in line]
     scripts = defaultdict(list)
     for line in lines:
         scripts[line["drill"], line["seen"]].append(line["script"])
@@ -406,6 +406,21 @@ def robustness(results):
             {"drill": drill, "scripts": "all" if len(names) == len(SCRIPTS) else ", ".join(names), "seen": seen}
         )
     return table(rows) if rows else "Not run."
+
+
+def fuzz(results):
+    """How the cases of fuzz.py have ended, a row for each kind of input, over all scripts."""
+    path = results / "robustness_fuzz.csv"
+    if not path.exists():
+        return "Not run."
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    rows = []
+    for kind in dict.fromkeys(line["input"] for line in lines):
+        ours = [line for line in lines if line["input"] == kind]
+        counts = {end: sum(int(line[end]) for line in ours) for end in ("refused", "accepted", "stopped", "failed")}
+        rows.append({"input": kind, "scripts": len(ours), "cases": sum(counts.values())} | counts)
+    return table(rows)
 
 
 def memory(results):
@@ -423,7 +438,7 @@ def memory(results):
 def filled_robustness(results, page):
     """The text of docs/robustness.md, with the tables between its markers made anew."""
     text = filled(page.read_text(), "drill", robustness(results))
-    return filled(text, "memory", memory(results))
+    return filled(filled(text, "fuzz", fuzz(results)), "memory", memory(results))
 
 
 def filled(text, name, block):

@@ -1,4 +1,4 @@
-"""Every flag of every script: beside --checkpoint it takes effect or is refused, and what is refused is named.
+"""Every flag of every script: beside --checkpoint it takes effect or is refused; what is refused, also of a checkpoint.
 
 A new flag fails test_every_flag_has_its_place until it is given one.
 """
@@ -273,6 +273,99 @@ def test_one_environment_and_one_step_train_without_a_warning(script, tmp_path, 
     assert state["normalizer"]["count"] == 5
 
 
+# what a checkpoint holds
+def change(state, where, value):
+    """Put a value into a nested state, or remove what is there: where is like "env/joint_q"."""
+    *way, last = where.split("/")
+    for key in way:
+        state = state[int(key) if key.isdigit() else key]
+    last = int(last) if last.isdigit() else last
+    if value is None:
+        del state[last]
+    else:
+        state[last] = value(state[last]) if callable(value) else value
+
+
+WRONG = [
+    ("rpo", "iteration", None, "iteration: expected int, got nothing"),
+    ("rpo", "iteration", -1, "iteration: expected 0 to 1000000000000, got -1"),
+    ("rpo", "iteration", True, "iteration: expected int, got True"),
+    ("rpo", "rng", None, "rng: expected Tensor, got nothing"),
+    ("rpo", "rng", torch.zeros(7), "rng: expected the state of torch's random numbers"),
+    ("rpo", "cuda_rng", [torch.zeros(7)], "cuda_rng: expected no states of random numbers"),
+    ("rpo", "args", None, "args: expected dict, got nothing"),
+    ("rpo", "args/gamma", None, "expected flags of rpo_continuous.py, got no more as well, and without gamma"),
+    ("rpo", "args/gamma", "x", "expected flags of rpo_continuous.py, got gamma of str"),
+    ("rpo", "args/gamma", 2.0, "expected flags of rpo_continuous.py, got gamma: expected 0.0 to 1.0, got 2.0"),
+    ("rpo", "args/num_envs", 16, "env: state"),
+    ("rpo", "args/env_id", "bat", "written by rpo_continuous.py for bat"),
+    ("rpo", "args/env_id", "ant", "actor: trunk.0.weight: expected (400, 37)"),
+    ("rpo", "episodes", [[1.0]], "episodes: expected pairs of a return and a length, got list"),
+    ("rpo", "process", [1], "process: expected number, device and seed, got list"),
+    ("rpo", "env", None, "env: expected dict, got nothing"),
+    ("rpo", "env/joint_q", None, "env: state"),
+    ("rpo", "env/generator", torch.zeros(3), "env: state"),
+    ("rpo", "critic", None, "critic: it: expected dict, got nothing"),
+    ("rpo", "actor/mean.bias", torch.zeros(1).double(), "actor: mean.bias: expected (1,) torch.float32, got (1,)"),
+    ("rpo", "actor/mean.bias", torch.tensor([torch.nan]), "actor: mean.bias: expected finite numbers"),
+    ("rpo", "normalizer/count", None, "normalizer: expected mean, var, count, got 'mean', 'var'"),
+    ("rpo", "actor_optimizer/param_groups", [], "actor_optimizer: param_groups: expected one group, got list"),
+    ("rpo", "actor_optimizer/param_groups/0/lr", "x", "actor_optimizer: lr: expected a number from 0 to 1, got 'x'"),
+    ("rpo", "actor_optimizer/state/0/exp_avg", None, "actor_optimizer: expected step, exp_avg, exp_avg_sq, got 'step'"),
+    ("rpo", "actor_optimizer/state/0/step", torch.tensor(-1.0), "actor_optimizer: expected steps and squares of 0 or"),
+    ("rpo", "actor_optimizer/state/0/exp_avg", lambda x: x.t(), "actor_optimizer: exp_avg: expected (400, 5)"),
+    ("rpo", "actor_optimizer/state/0/exp_avg", lambda x: x[:1].expand(400, 5), "actor_optimizer: exp_avg: expected"),
+    ("gippo", "alpha", None, "alpha: it: expected float, got nothing"),
+    ("gippo", "alpha", torch.nan, "alpha: expected a finite number, got nan"),
+    ("sac", "replay/reward", lambda x: x[:, :, None], "replay: reward: expected columns like those of this task"),
+    ("sac", "replay/reward", lambda x: x[:1], "replay: expected columns of the same steps"),
+    ("sac", "replay/count", 999, "replay: "),
+    ("sac", "replay", None, "replay: it: expected dict, got nothing"),
+]  # fmt: skip
+
+
+MOMENT = ("critic_optimizer/state/1/exp_avg_sq", torch.zeros(3), "critic_optimizer: exp_avg_sq: expected")
+
+
+@pytest.mark.parametrize("script, where, value, reason", WRONG + [(script, *MOMENT) for script in SCRIPTS])
+def test_a_checkpoint_with_something_wrong_is_refused_before_it_is_used(
+    script, where, value, reason, finished, tmp_path
+):
+    state = load(finished(script))
+    change(state, where, value)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    output = run_here(tmp_path, script, "--checkpoint", tmp_path / "checkpoint.pt", *total(4), expect=2)
+    assert output.startswith("error: --checkpoint: expected ") and output.count("\n") == 1 and reason in output, output
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_file_that_was_cut_or_changed_is_refused_in_our_own_words(finished, tmp_path):
+    whole = finished("rpo").read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for content, reason in (
+        (whole[:-1000], "it is not a whole file of torch.save"),
+        (changed, "some of its bytes have"),
+    ):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        output = run_here(tmp_path, "rpo", "--checkpoint", "checkpoint.pt", expect=2)
+        assert reason in output and "weights_only" not in output and output.count("\n") == 1
+
+
+def test_an_optimiser_keeps_the_settings_of_the_script_and_gets_the_rate_and_the_moments_of_the_checkpoint():
+    parameters = [torch.nn.Parameter(torch.ones(3))]
+    old, new = (
+        torch.optim.AdamW(parameters, lr=lr, betas=betas) for lr, betas in ((0.1, (0.5, 0.5)), (0.2, (0.9, 0.9)))
+    )
+    parameters[0].grad = torch.ones(3)
+    old.step()
+    envs.restore({"optimizer": new, "alpha": 1.0}, {"optimizer": old.state_dict(), "alpha": 0.5})
+    assert (new.param_groups[0]["lr"], new.param_groups[0]["betas"]) == (0.1, (0.9, 0.9))
+    assert torch.equal(new.state[parameters[0]]["exp_avg"], old.state[parameters[0]]["exp_avg"])
+
+
 # the folder of a run
 def test_a_run_that_goes_on_elsewhere_is_not_resumed_a_second_time(finished, tmp_path):
     folder = finished("rpo").parent
@@ -307,6 +400,14 @@ def test_a_full_disk_is_said_to_be_full(size, tmp_path, capsys):
     assert (tmp_path / "checkpoint.pt").read_text() == "old"
     envs.command_line.explain_failure(caught.type, caught.value, None)
     assert capsys.readouterr().err.startswith("error: the disk is full (No space left on device")
+
+
+def test_importing_the_environments_prints_nothing():
+    """But for Warp's sentence about a missing driver, which its library writes to stderr."""
+    code = "import envs; envs.make('cartpole').reset()"
+    output = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert output.returncode == 0 and output.stdout == ""
+    assert all(line.startswith("Warp CUDA warning: ") for line in output.stderr.splitlines())
 
 
 def test_too_little_memory_is_said_in_a_sentence(capsys):

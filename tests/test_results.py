@@ -179,7 +179,10 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     lines = ["# x", "script,drill,seen", "a,kill,fine", "b,kill,fine", "a,starve,x", "b,starve,y"]
     (results / "robustness_1.csv").write_text("\n".join(lines))
     (results / "memory_anymal.csv").write_text("# x\nglobal_step,rss_mib\n1000000,900\n10000000,905\n")
-    text = tables.filled_robustness(results, page(results / "robustness.md", "drill", "memory"))
+    lines = ["# x", "script,input,refused,accepted,stopped,failed", "a,flags,5,3,0,1", "b,flags,2,1,1,0"]
+    (results / "robustness_fuzz.csv").write_text("\n".join(lines))
+    text = tables.filled_robustness(results, page(results / "robustness.md", "drill", "memory", "fuzz"))
+    assert "| flags | 2 | 13 | 7 | 4 | 1 | 1 |" in text
     assert "| kill | a, b | fine |" in text and "| starve | a | x |" in text and "| starve | b | y |" in text
     assert "| 10.00M | 905 MiB |" in text
     text = tables.filled_results(results, page(results / "results.md", "core hours", "older ablations", "other runs"))
