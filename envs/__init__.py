@@ -22,6 +22,7 @@ from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
 from envs.humanoid import Humanoid
 from envs.matmul import use_onednn
+from envs.physics import shown
 from envs.vector_env import VectorEnv
 
 __all__ = ["ENV_IDS", "TASKS", "VectorEnv", "evaluate", "load_policy", "make"]
@@ -46,5 +47,5 @@ def make(env_id: str, num_envs: int = 1, device="cpu", seed: int = 1, **options)
     """Create the environment `env_id`; further options: see VectorEnv. Raises ValueError for an unknown id."""
     if not isinstance(env_id, str) or env_id not in TASKS:
         near = difflib.get_close_matches(str(env_id), ENV_IDS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"env_id: expected one of {', '.join(ENV_IDS)}, got {env_id!r}; did you mean {near!r}?")
+        raise ValueError(f"env_id: expected one of {', '.join(ENV_IDS)}, got {shown(env_id)}; did you mean {near!r}?")
     return TASKS[env_id](num_envs, device=device, seed=seed, **options)

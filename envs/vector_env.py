@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.physics import Simulator, check_numbers, check_tensor, resolve_device, truth, whole_number
+from envs.physics import Simulator, check_numbers, check_tensor, resolve_device, shown, truth, whole_number
 from envs.render import Renderer
 
 LARGEST_SEED = 2**64 - 1
@@ -85,8 +85,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if max_episode_steps is not None:
             self.max_episode_steps = whole_number("max_episode_steps", max_episode_steps)
         self.stochastic_reset = truth("stochastic_reset", stochastic_reset)
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        if render_mode is not None and not (isinstance(render_mode, str) and render_mode in RENDER_MODES):
+            raise ValueError(f"render_mode: expected None or 'rgb_array', got {shown(render_mode)}")
         self.render_mode = render_mode
         self.generator = torch.Generator(self.device).manual_seed(_seed(seed))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
@@ -350,15 +350,17 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
     def _rows_to_reset(self, options):
         """The mask (N,) in the options of reset(), or None for all environments."""
-        if options is None or options == {}:
+        if options is None:
             return None
-        if not isinstance(options, dict) or set(options) != {"reset_mask"}:
+        if not isinstance(options, dict) or not set(options) <= {"reset_mask"}:
             got = list(options) if isinstance(options, dict) else type(options).__name__
-            raise ValueError(f"options: expected a dict with nothing but reset_mask, got {got}")
+            raise ValueError(f"options: expected a dict with nothing but reset_mask, got {shown(got)}")
+        if not options:
+            return None
         self._check_has_state()
         rows = options["reset_mask"]
         if isinstance(rows, np.ndarray) and rows.dtype == np.bool_:
-            rows = torch.from_numpy(rows).to(self.device)
+            rows = torch.from_numpy(rows.copy()).to(self.device)
         check_tensor("reset_mask", rows, (self.num_envs,), torch.bool, self.device)
         if not rows.any():
             raise ValueError("reset_mask: expected True for at least one environment, got False for all")
@@ -368,9 +370,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         keys = [*expected, "generator"]
         if not isinstance(state, dict) or set(state) != set(keys):
             got = list(state) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"state: expected a dict with the keys {keys}, got {got}")
+            raise ValueError(f"state: expected a dict with the keys {keys}, got {shown(got)}")
         for name, like in expected.items():
-            try:
+            try:  # it may come from another device
                 check_tensor(f"state[{name!r}] of {self.num_envs} environments", state[name], like.shape, like.dtype)
             except TypeError as error:  # of the content of an argument that has the right type
                 raise ValueError(*error.args) from error

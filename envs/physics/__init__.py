@@ -9,7 +9,7 @@ Kernels list what they read and write under Model, Parameters, State in and Stat
 hold, with the suffix _out where an input has that name.
 """
 
-from envs.physics.arguments import check_numbers, check_tensor, resolve_device, truth, whole_number
+from envs.physics.arguments import check_numbers, check_tensor, resolve_device, shown, truth, whole_number
 from envs.physics.articulation import (
     FIXED,
     FREE,
@@ -47,6 +47,7 @@ __all__ = [
     "contact_pair",
     "end_contacts",
     "resolve_device",
+    "shown",
     "truth",
     "whole_number",
 ]

@@ -10,27 +10,40 @@ LARGEST = 2**63 - 1
 """whole number that a tensor can hold"""
 
 
+def shown(value):
+    """A value in an error: its repr in one line of at most 80 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python's, of whole numbers with thousands of digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def whole_number(name, value, at_least=1, at_most=LARGEST):
     """The argument `name` as an int; numpy's integers are accepted. Raises ValueError for anything else."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < at_least:
-        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number >= {at_least}, got {shown(value)}")
     if value > at_most:
-        raise ValueError(f"{name}: expected a whole number <= {at_most}, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number <= {at_most}, got {shown(value)}")
     return int(value)
 
 
 def truth(name, value):
     """The argument `name` as a bool. Raises TypeError for anything else."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return bool(value)
 
 
 def check_tensor(name, value, shape, dtype=torch.float32, device=None):
     """Raise TypeError or ValueError unless it is a tensor of this shape and dtype; on `device`, where one is given."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        got = f"a {value.layout} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+    got = type(value).__name__
+    if isinstance(value, torch.Tensor):
+        kinds = {"nested": value.is_nested, "sparse": value.layout != torch.strided}
+        kinds["meta"] = device is None and value.is_meta
+        got = ", ".join(f"a {kind} one" for kind, holds in kinds.items() if holds)
+    if got:
         raise TypeError(f"{name}: expected a torch tensor of shape {tuple(shape)}, got {got}")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
@@ -53,11 +66,11 @@ def resolve_device(device):
     """The torch.device, with its index on CUDA. Raises ValueError where there is no such device."""
     expected = "device: expected 'cpu', 'cuda' or 'cuda:<index>'"
     if not isinstance(device, str | torch.device):
-        raise ValueError(f"{expected}, got {device!r}")
+        raise ValueError(f"{expected}, got {shown(device)}")
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"{expected}, got {device!r}") from error
+        raise ValueError(f"{expected}, got {shown(device)}") from error
     if device.type not in ("cpu", "cuda") or device.type == "cpu" and device.index:
         raise ValueError(f"{expected}, got {str(device)!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
