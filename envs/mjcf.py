@@ -476,7 +476,7 @@ def _is_solid(m, g):
 
 
 def _shape(m, g, link, shift):
-    """A capsule along the longest axis of the geom's bounding box; a box whose faces are parallel to the link's axes."""
+    """A box where its faces are parallel to the link's axes, else a capsule along the longest axis of the geom."""
     center, half = _bounding_box(m, g)
     R, place = _matrix(m.geom_quat[g]), m.geom_pos[g] - shift
     center = place + R @ center
