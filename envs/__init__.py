@@ -18,6 +18,7 @@ from envs.checkpoint import claim, load_policy, restore, save_checkpoint
 from envs.cheetah import Cheetah
 from envs.command_line import parse_args, refuse
 from envs.evaluate import evaluate
+from envs.go1 import Go1
 from envs.hand_reorient import HandReorient
 from envs.hopper import Hopper
 from envs.humanoid import Humanoid
@@ -35,6 +36,7 @@ TASKS = {
     "ant": Ant,
     "anymal": Anymal,
     "humanoid": Humanoid,
+    "go1": Go1,
     "cheetah": Cheetah,
     "cartpole": Cartpole,
     "hand_reorient": HandReorient,
