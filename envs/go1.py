@@ -1,7 +1,7 @@
 """Go1: Unitree's four-legged robot, which is to walk along +x at 1 m/s.
 
-Robot: a trunk and four legs of three hinges each: front right, front left, rear right, rear left; 12.74 kg.  Every joint
-follows a position target, as on the real robot, at 50 Hz:
+Robot: a trunk and four legs of three hinges each: front right, front left, rear right, rear left; 12.74 kg.  Every
+joint follows a position target, as on the real robot, at 50 Hz:
 
     target = START_ANGLES + 0.5 rad * action        torque = kp (target - q) - kd q', at most the motor's
 
@@ -62,7 +62,7 @@ FOOT, FOOT_RADIUS = (0, 0, -0.213), 0.023
 
 
 def leg(name, front, side, first):
-    """Links, touching and drawn shapes of a leg; front is 1 or -1 (rear), side 1 (left) or -1, first the hip's index."""
+    """Links, touching and drawn shapes of a leg; front 1 or -1 (rear), side 1 (left) or -1, first the hip's index."""
     thigh, calf = first + 1, first + 2
     links = [
         Link(

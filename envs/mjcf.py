@@ -170,8 +170,15 @@ class Robot:
 
     @property
     def start(self):
-        """joint_q (nq,) of the first keyframe; without one, the reference pose with its lowest point on the ground."""
+        """joint_q (nq,) of the first keyframe; without one, the reference pose, within its limits and on the ground."""
         return self.from_mujoco(self.start_qpos, np.zeros(self.model.nv))[0]
+
+    @property
+    def start_controls(self):
+        """The controls (nu,) with which servos hold the start pose; 0 for the others."""
+        m, actuation = self.model, self.actuation
+        controls = [self.start_qpos[m.jnt_qposadr[j]] * gear for _, j, gear in _on_joints(m)]
+        return np.where(actuation.servo, controls, 0.0) if controls else np.zeros(len(actuation.names))
 
     def _free_joints(self):
         """Where their coordinates and velocities begin."""
@@ -192,6 +199,9 @@ class Robot:
         m, qpos = self.model, self.model.qpos0.copy()
         if m.nkey > 0:
             qpos = m.key_qpos[0].copy()
+        for j in np.flatnonzero(m.jnt_limited) if m.nkey == 0 else []:
+            a = m.jnt_qposadr[j]
+            qpos[a] = np.clip(qpos[a], *m.jnt_range[j])
         self.data.qpos[:] = qpos
         mujoco.mj_forward(m, self.data)
         for a, _ in [] if m.nkey > 0 else [*self._free_joints()][:1]:
