@@ -35,7 +35,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -69,8 +68,8 @@ class Args:
     """film one deterministic episode at every evaluation"""
 
     # Algorithm specific arguments
-    env_id: Literal[envs.ENV_IDS] = "hopper"
-    """the task"""
+    env_id: envs.EnvId = "hopper"
+    """the task, or the path of a robot's MJCF or URDF file"""
     total_timesteps: int | None = None
     """environment steps, summed over all environments; default: the task's"""
     num_envs: int | None = None
@@ -124,6 +123,8 @@ TASK_DEFAULTS = {
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "alpha": 5e-4, "max_oorr": 0.1, "clip_coef": 0.05},
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1e-2, "max_oorr": 0.5, "clip_coef": 0.2},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1e-3, "max_oorr": 0.5, "clip_coef": 0.2},
+    "go1": {"total_timesteps": 1_500_000, "num_envs": 128, "alpha": 0.5, "max_oorr": 0.7, "clip_coef": 0.2},
+    "file": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 0.5, "max_oorr": 0.7, "clip_coef": 0.2},
 }
 
 
@@ -387,7 +388,7 @@ if __name__ == "__main__":
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, gae_lambda=(0.1, 1.0), **limits)
     args.batch_size = args.num_envs * args.num_steps
     args.num_iterations = args.total_timesteps // args.batch_size
-    run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = f"runs/{os.path.basename(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = os.path.dirname(os.path.abspath(args.checkpoint)) if checkpoint else run_dir
     use_cuda = args.cuda and torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")

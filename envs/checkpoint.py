@@ -68,8 +68,12 @@ def _check_origin(checkpoint, script):
         _expect(checkpoint.get(name), kind, name)
     written_by, env_id = checkpoint["script"], checkpoint["args"].get("env_id")
     _expect(env_id, str, "env_id")
-    if env_id not in envs.TASKS or written_by not in {file.name for file in SCRIPTS.glob("*.py")}:
+    if written_by not in {file.name for file in SCRIPTS.glob("*.py")}:
         raise ValueError(f"written by {written_by} for {env_id}")
+    try:
+        envs.task(env_id)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"written by {written_by} for {env_id}: {error}") from error
     if script not in (None, written_by):
         raise ValueError(f"written by {written_by}")
 
@@ -266,7 +270,7 @@ def load_policy(path, deterministic=True, device="cpu"):
     except ValueError as error:
         raise ValueError(f"path: {error}") from error
     script, args = _import_script(state["script"]), state["args"]
-    task = envs.TASKS[args["env_id"]]
+    task = envs.task(args["env_id"])
     try:
         actor = script.Actor(task.num_obs, task.num_actions).to(device)
         normalizer = script.ObsNormalizer(task.num_obs).to(device)

@@ -6,6 +6,7 @@ Whatever is wrong with a flag is said here, in one sentence that names it, befor
 What is printed is what happens: a flag that would have no effect is refused.
 """
 
+import difflib
 import errno
 import importlib
 import math
@@ -17,9 +18,11 @@ from dataclasses import fields
 
 import torch
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 import envs  # which imports this file: its tasks are there only when a function is called
 from envs.checkpoint import RunLock, load_checkpoint
+from envs.robot_file import is_robot_file
 
 # smallest and largest values by a flag's name; other whole numbers are 1 to 10^5, other numbers 0 to 10^6.  The largest
 # are far beyond any use; they catch typing errors
@@ -68,7 +71,7 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
 
     Args: the script's dataclass of flags.  A flag that is not given takes its value from the checkpoint or, without
     one, from task_defaults[env_id]; else the default in the dataclass.
-    task_defaults: {env_id: {name of a flag: value}}, for every task.
+    task_defaults: {env_id: {name of a flag: value}}, for every task, and "file" for any robot's file.
     script: the script's __file__; only its own checkpoints are accepted.
     fixed: names of flags that have to be those of the checkpoint, beside FLAGS_OF_THE_RUN.
     limits: (smallest, largest) by the name of a flag of this script, where LIMITS does not fit.
@@ -99,6 +102,29 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
     _check_memory(args)
     sys.excepthook = explain_failure
     return args, checkpoint
+
+
+def env_id_flag(env_ids):
+    """The type of the flag --env-id: one of env_ids, or the path of a robot's file, which becomes an absolute one."""
+
+    def read(words):
+        (word,) = words
+        if word in env_ids:
+            return word
+        if is_robot_file(word):
+            return os.path.abspath(word)
+        near = difflib.get_close_matches(word, env_ids, n=1, cutoff=0.0)[0]
+        expected = f"expected one of {', '.join(env_ids)}, or the path of a robot's .xml or .urdf file"
+        raise ValueError(f"{expected}, got {word!r}; did you mean {near!r}?")
+
+    rule = PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(env_ids)},ROBOT.xml}}",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+    return typing.Annotated[str, rule]
 
 
 def read_flags(Args, default=None):
@@ -142,9 +168,14 @@ def _dashed(name):
 
 def _defaults_of_task(Args, task_defaults, env_id, script):
     """The flags of a new run that are not given."""
-    if env_id not in task_defaults:
+    try:
+        envs.task(env_id)
+    except (ValueError, ImportError) as error:  # of a robot's file
+        refuse("env_id", error)
+    row = env_id if env_id in envs.TASKS else "file"
+    if row not in task_defaults:
         refuse("env_id", f"expected a task with a line in TASK_DEFAULTS of {script}, got {env_id}")
-    return Args(**{"env_id": env_id} | task_defaults[env_id])
+    return Args(**{"env_id": env_id} | task_defaults[row])
 
 
 def _flags_of_run(Args, flags, script, limits):
@@ -261,7 +292,7 @@ def _check_sizes(args, default):
 
 def _check_memory(args):
     """Refuse what cannot fit: a row of observations and actions, before and after a step, is the least that is kept."""
-    task, num_processes = envs.TASKS[args.env_id], int(os.environ.get("WORLD_SIZE", 1))
+    task, num_processes = envs.task(args.env_id), int(os.environ.get("WORLD_SIZE", 1))
     row = 4 * (2 * task.num_obs + task.num_actions)  # bytes
     rows = {"num_envs": args.num_envs * args.num_steps / num_processes, "num_eval_envs": args.num_eval_envs}
     rows |= {"buffer_size": getattr(args, "buffer_size", 0) / num_processes}

@@ -1,4 +1,4 @@
-"""What ant, anymal and humanoid share: a floating root, one motor per joint, and one layout of observations.
+"""What ant, anymal, humanoid and go1 share: a floating root, one motor per joint, and one layout of observations.
 
 With n joints, all of them driven:
 
@@ -15,8 +15,8 @@ With n joints, all of them driven:
     13+2n .. 12+3n         the clamped action of the step before; 0 at the start         -
 
 Links are z up and face +x, the world is y up.  At rest the root is turned by -90 degrees about x.
-Reset: position +-0.1 m per axis, orientation turned by up to 7.5 degrees about a random axis, joints +-0.2 rad, and all
-velocities +-0.25: the joints' and the twist's, which is taken about the world origin.
+Reset, unless a task says otherwise: position +-0.1 m per axis, orientation turned by up to 7.5 degrees about a random
+axis, joints +-0.2 rad, and all velocities +-0.25: the joints' and the twist's, which is taken about the world origin.
 
 DFlex shows the last action to PPO and SAC only: its gradient mode has zeros in that block.  Here everybody sees it,
 and gradients flow through it.
@@ -40,12 +40,14 @@ class FloatingBase(VectorEnv):
     start_angles = None  # rad, one per joint
     target_x = 10_000.0  # m, where the heading points
     termination_height = None  # m
+    position_noise, joint_noise, velocity_noise = 0.1, 0.2, 0.25  # m; rad; m/s and rad/s
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         start = [0.0, self.start_height, 0.0, *Z_UP, *self.start_angles]
         self.start = self.constant(start).repeat(self.num_envs, 1)
-        self.torque = self.constant(self.motor_torque)
+        if self.motor_torque is not None:
+            self.torque = self.constant(self.motor_torque)
 
     @property
     def reset_noise_size(self):
@@ -74,7 +76,8 @@ class FloatingBase(VectorEnv):
         shift, turn, axis, joints, joint_qd = noise.split([3, 1, 3, n, 6 + n], dim=1)
         half_angle, axis = math.pi / 48.0 * turn, normalize(axis, dim=1)
         quaternion = product(quaternion, torch.cat([axis * half_angle.sin(), half_angle.cos()], dim=1))
-        return torch.cat([position + 0.1 * shift, quaternion, angles + 0.2 * joints], dim=1), 0.25 * joint_qd
+        position, angles = position + self.position_noise * shift, angles + self.joint_noise * joints
+        return torch.cat([position, quaternion, angles], dim=1), self.velocity_noise * joint_qd
 
     def rest_state(self):
         return self.start.clone(), self.zeros(6 + self.num_actions)

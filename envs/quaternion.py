@@ -15,6 +15,12 @@ def inverse(q):
     return torch.cat([-q[:, :3], q[:, 3:]], dim=1)
 
 
+def rotate(q, v):
+    """The vectors v (N, 3), turned."""
+    t = 2.0 * torch.linalg.cross(q[:, :3], v)
+    return v + q[:, 3:] * t + torch.linalg.cross(q[:, :3], t)
+
+
 def about_axis(axis, angle):
     """The turn by an angle (N, 1) about coordinate axis 0, 1 or 2."""
     vector = pad((0.5 * angle).sin(), (axis, 2 - axis))

@@ -50,6 +50,9 @@ class Link:
     damping: float = 0.0
     target: float = 0.0
     """rest position of the joint spring"""
+    motor_damping: float = 0.0
+    effort_limit: float = np.inf
+    """largest force or torque of actuation, spring and motor_damping together; damping and limits act beyond it"""
     limits: tuple = (-1.0e6, 1.0e6)
     limit_stiffness: float = 1.0e3
     limit_damping: float = 10.0

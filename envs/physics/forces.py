@@ -112,18 +112,25 @@ def sum_of_children(model: Model, tree_wrench: wp.array2d[wp.spatial_vector], en
 
 
 @wp.func
-def spring_damper_limit(model: Model, dof: int, q: float, qd: float):
-    """Passive torque of a joint with one degree of freedom; the damping of limits: see Link."""
-    spring = -model.stiffness[dof] * (q - model.target[dof])
-    limit_damping = model.limit_damping[dof]
+def motor_and_damper(model: Model, dof: int, q: float, qd: float, act: float):
+    """Actuation and spring, as strong as effort_limit allows, and the damper of a joint with one degree of freedom."""
+    effort = act - model.stiffness[dof] * (q - model.target[dof]) - model.motor_damping[dof] * qd
+    damping = model.damping[dof]
+    if model.limit_damping_depth[dof] == 0.0:
+        damping += model.limit_damping[dof]
+    return wp.clamp(effort, -model.effort_limit[dof], model.effort_limit[dof]) - damping * qd
+
+
+@wp.func
+def joint_limit(model: Model, dof: int, q: float, qd: float):
+    """Torque of spring and damper beyond the limits of a joint with one degree of freedom."""
+    below = wp.max(model.limit_lower[dof] - q, 0.0)
+    above = wp.max(q - model.limit_upper[dof], 0.0)
+    damper = wp.float32(0.0)
     depth = model.limit_damping_depth[dof]
     if depth > 0.0:
-        violation = wp.max(model.limit_lower[dof] - q, q - model.limit_upper[dof])
-        limit_damping = model.limit_damping[dof] * wp.clamp(violation / depth, 0.0, 1.0)
-    damper = -(model.damping[dof] + limit_damping) * qd
-    lower = model.limit_stiffness[dof] * wp.max(model.limit_lower[dof] - q, 0.0)
-    upper = model.limit_stiffness[dof] * wp.min(model.limit_upper[dof] - q, 0.0)
-    return spring + damper + lower + upper
+        damper = model.limit_damping[dof] * wp.min((below + above) / depth, 1.0) * qd
+    return model.limit_stiffness[dof] * (below - above) - damper
 
 
 @wp.kernel
@@ -146,9 +153,10 @@ def joint_forces(
     for k in range(model.num_links):
         i = model.num_links - 1 - k
         tree_wrench[env, i] = link_wrench[env, i] + sum_of_children(model, tree_wrench, env, i)
-    # tau = -S . F_subtree + actuation + passive torque
+    # tau = -S . F_subtree + actuation, spring and damper + limit
     for d in range(model.num_dofs):
-        tau = joint_act[env, d] - wp.spatial_dot(motion_subspace[env, d], tree_wrench[env, model.dof_link[d]])
+        tau = joint_act[env, d]
         if model.dof_q[d] >= 0:
-            tau += spring_damper_limit(model, d, joint_q[env, model.dof_q[d]], joint_qd[env, d])
-        joint_tau[env, d] = tau
+            q = joint_q[env, model.dof_q[d]]
+            tau = motor_and_damper(model, d, q, joint_qd[env, d], tau) + joint_limit(model, d, q, joint_qd[env, d])
+        joint_tau[env, d] = tau - wp.spatial_dot(motion_subspace[env, d], tree_wrench[env, model.dof_link[d]])

@@ -40,6 +40,8 @@ class Model:
     stiffness: wp.array[float]
     damping: wp.array[float]
     target: wp.array[float]
+    motor_damping: wp.array[float]
+    effort_limit: wp.array[float]
     limit_lower: wp.array[float]
     limit_upper: wp.array[float]
     limit_stiffness: wp.array[float]
@@ -131,6 +133,8 @@ def _dof_columns(links):
         "stiffness": [links[i].stiffness for i in owners],
         "damping": [links[i].damping for i in owners],
         "target": [links[i].target for i in owners],
+        "motor_damping": [links[i].motor_damping for i in owners],
+        "effort_limit": [links[i].effort_limit for i in owners],
         "limit_lower": [links[i].limits[0] for i in owners],
         "limit_upper": [links[i].limits[1] for i in owners],
         "limit_stiffness": [links[i].limit_stiffness for i in owners],

@@ -1,0 +1,411 @@
+"""Robots from files: the same dynamics as MuJoCo's, contact and limits as documented, and what is refused by name."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from robot_files import find
+
+from envs import mjcf
+from envs.physics import Simulator
+
+mujoco = pytest.importorskip("mujoco")
+
+GYMNASIUM = tuple(f"gymnasium/{name}.xml" for name in ("hopper", "half_cheetah", "walker2d", "ant", "humanoid"))
+OTHERS = ("mjlab/unitree_go1/xmls/go1.xml", "mjlab/unitree_g1/xmls/g1.xml", "dm_control/humanoid.xml")
+OTHERS += ("dm_control/walker.xml",)
+
+# every kind of joint and actuator at once: two hinges on one body, off its origin, with ref and springref; a slide; a
+# welded body; servos and motors with gear, damping, armature and clamps of the force
+ALL_KINDS = """
+<mujoco>
+  <compiler angle="radian" autolimits="true"/>
+  <option gravity="0.5 -0.3 -9"/>
+  <worldbody>
+    <geom type="plane" size="1 1 1"/>
+    <body name="base" pos="0.1 0.2 1" quat="0.9 0.1 -0.3 0.2">
+      <freejoint/>
+      <inertial mass="3" pos="0.1 -0.05 0.02" fullinertia="0.05 0.04 0.06 0.01 -0.005 0.002"/>
+      <body name="upper" pos="0.2 0.1 -0.1" quat="0.7 0.5 -0.1 0.3">
+        <joint name="a" axis="0.6 0 0.8" pos="0.05 0 0.1" ref="0.3" springref="0.7" stiffness="4" damping="0.3"/>
+        <joint name="b" axis="0 1 0" pos="-0.02 0.1 0" armature="0.02" range="-3 3"/>
+        <geom type="capsule" size="0.05 0.2" mass="1.5"/>
+        <body name="tool" pos="0 0 0.3" euler="0.3 0.2 0.1">
+          <geom type="box" size="0.05 0.1 0.02" mass="0.4"/>
+          <body name="rod" pos="0 0.1 0">
+            <joint name="c" type="slide" axis="0 0 1" pos="0 0.2 0" ref="-0.1" damping="1"/>
+            <geom type="sphere" size="0.1" mass="0.7"/>
+          </body>
+        </body>
+      </body>
+      <body name="arm" pos="-0.2 0 0.1">
+        <joint name="d" axis="1 0 0" actuatorfrcrange="-2 2" damping="0.5"/>
+        <geom type="capsule" size="0.04 0.1" mass="0.5"/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator>
+    <position name="servo" joint="a" kp="6" kv="0.4" gear="2" ctrlrange="-1 1"/>
+    <motor name="motor" joint="b" gear="-3" ctrlrange="-1 1"/>
+    <velocity name="velocity" joint="c" kv="3" ctrlrange="-1 1"/>
+    <position name="clamped" joint="d" kp="20" kv="1" forcerange="-1 1" ctrlrange="-1 1"/>
+    <motor name="pull" joint="c" gear="0.5" forcerange="-4 4"/>
+  </actuator>
+</mujoco>
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A file with the given text: write(text) -> path."""
+
+    def to_file(text, name="robot.xml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return to_file
+
+
+def quiet(path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mjcf.Robot(path, **options)
+
+
+def state(robot, seed, spread=0.3):
+    """A random state, not far from the start, and controls in their range."""
+    m, rng = robot.model, np.random.default_rng(seed)
+    data = mujoco.MjData(m)
+    data.qpos = robot.start_qpos
+    mujoco.mj_integratePos(m, data.qpos, spread * rng.normal(size=m.nv), 1.0)
+    data.qvel = rng.normal(size=m.nv)
+    if m.nu:
+        data.ctrl = rng.uniform(robot.actuation.low, robot.actuation.high)
+    return data
+
+
+def rollout(simulator, joint_q, joint_qd, act, steps):
+    for t in range(steps):
+        joint_q, joint_qd, diverged = simulator.step(joint_q, joint_qd, act[t])
+        assert not diverged.any()
+    return joint_q, joint_qd
+
+
+def without_constraints(robot):
+    """Neither contact nor limits nor friction in the joints, in both simulators. Returns our articulation."""
+    flags = mujoco.mjtDisableBit
+    robot.model.opt.disableflags |= int(flags.mjDSBL_CONSTRAINT) | int(flags.mjDSBL_EULERDAMP)
+    links = [replace(link, limit_stiffness=0.0, limit_damping=0.0) for link in robot.articulation.links]
+    return replace(robot.articulation, contacts=[], links=links)
+
+
+def our_acceleration(robot, articulation, data):
+    """The acceleration of MuJoCo's coordinates (nv,) in the state of `data`, and our link poses there."""
+    joint_q, joint_qd = robot.from_mujoco(data.qpos, data.qvel)
+    simulator = Simulator(articulation, 1, 1e-4, 1, 1)
+    act = data.ctrl @ robot.actuation.matrix
+    simulator.step(*(torch.tensor(x, dtype=torch.float32)[None] for x in (joint_q, joint_qd, act)))
+    inside = simulator.batches[0].substeps[0]
+    qacc, turn = inside.joint_qdd.numpy()[0].astype(float), mjcf.TO_Y_UP
+    if robot.model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
+        p, w = joint_q[:3] * [0.0, 1.0, 0.0], joint_qd[:3]  # about the reference point
+        velocity = joint_qd[3:6] + np.cross(w, joint_q[:3])
+        R = np.zeros(9)
+        mujoco.mju_quat2Mat(R, data.qpos[3:7])
+        dw, dv = qacc[:3].copy(), qacc[3:6].copy()
+        qacc[:3] = turn.T @ (dv + np.cross(dw, p) + np.cross(w, velocity))
+        qacc[3:6] = R.reshape(3, 3).T @ turn.T @ dw
+    return qacc, inside.link_pose.numpy()[0]
+
+
+def assert_same_dynamics(robot, seeds=(0, 1, 2)):
+    articulation = without_constraints(robot)
+    assert sum(link.mass for link in articulation.links) == pytest.approx(robot.model.body_mass.sum(), rel=1e-9)
+    for seed in seeds:
+        data = state(robot, seed)
+        mujoco.mj_forward(robot.model, data)
+        ours, poses = our_acceleration(robot, articulation, data)
+        assert np.allclose(ours, data.qacc, rtol=0.0, atol=1e-4 * np.abs(data.qacc).max())
+        for body in range(1, robot.model.nbody):
+            pose = poses[robot.link_of[body]]
+            place = mjcf.TO_Y_UP @ (data.xpos[body] + data.xmat[body].reshape(3, 3) @ robot.shift[body])
+            if robot.model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE:
+                place -= (mjcf.TO_Y_UP @ data.qpos[:3]) * [1.0, 0.0, 1.0]  # about the reference point
+            elif articulation.translates_along_x:
+                place[0] -= robot.from_mujoco(data.qpos, data.qvel)[0][0]
+            assert np.allclose(pose[:3], place, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GYMNASIUM + OTHERS)
+def test_the_dynamics_are_mujocos(name):
+    # without any armature G1's wrists have 1e-5 of its inertia, which costs float32 its digits
+    robot = quiet(find(name), min_armature=0.01 if "g1" in name else 0.0)
+    assert_same_dynamics(robot)
+
+
+def test_the_dynamics_of_all_kinds_of_joints_and_actuators_are_mujocos(write):
+    robot = quiet(write(ALL_KINDS))
+    assert robot.actuation.names == ["servo", "motor", "velocity", "clamped", "pull"]
+    assert robot.actuation.servo.tolist() == [True, False, False, True, False]
+    # the last has no range of its own: what its force may be, through gain 1
+    assert np.allclose(robot.actuation.low, [-1, -1, -1, -1, -4]) and np.allclose(
+        -robot.actuation.low, robot.actuation.high
+    )
+    assert_same_dynamics(robot, seeds=range(6))
+
+
+def test_a_clamped_servo_is_clamped(write):
+    """Some states of the test above are clamped, and by the clamp: without it the acceleration is another."""
+    robot = quiet(write(ALL_KINDS))
+    data = state(robot, 0)
+    data.ctrl[3] = 1.0
+    data.qpos[-1] = -1.0  # 2 rad to go: 40 N m wanted, 1 allowed
+    articulation = without_constraints(robot)
+    mujoco.mj_forward(robot.model, data)
+    ours, _ = our_acceleration(robot, articulation, data)
+    assert ours[-1] == pytest.approx(data.qacc[-1], rel=1e-4)
+    free = replace(articulation, links=[replace(link, effort_limit=np.inf) for link in articulation.links])
+    assert our_acceleration(robot, free, data)[0][-1] > ours[-1] + 100.0
+
+
+@pytest.mark.parametrize("name", ("gymnasium/hopper.xml", "gymnasium/ant.xml"))
+def test_falling_like_mujoco(name):
+    """0.1 s of gravity and motors, off the ground."""
+    robot, h, steps = quiet(find(name)), 2.5e-4, 40
+    articulation, data = without_constraints(robot), state(robot, 0, spread=0.1)
+    robot.model.opt.timestep, robot.model.opt.integrator = h, mujoco.mjtIntegrator.mjINT_EULER
+    joint_q, joint_qd = robot.from_mujoco(data.qpos, data.qvel)
+    act = data.ctrl @ robot.actuation.matrix
+    joint_q, joint_qd, act = (torch.tensor(x, dtype=torch.float32)[None] for x in (joint_q, joint_qd, act))
+    simulator = Simulator(articulation, 1, 10 * h, 10, 1)
+    new_q, new_qd = rollout(simulator, joint_q, joint_qd, act.repeat(steps, 1, 1), steps)
+    for _ in range(10 * steps):
+        mujoco.mj_step(robot.model, data)
+    theirs = robot.from_mujoco(data.qpos, data.qvel)
+    # ours sums up a twist about a fixed point, MuJoCo the velocity of the root's origin
+    assert np.allclose(new_q[0].numpy(), theirs[0], rtol=0.0, atol=1e-3)
+    assert np.allclose(new_qd[0].numpy(), theirs[1], rtol=0.0, atol=1e-2 * np.abs(theirs[1]).max())
+
+
+@pytest.mark.parametrize("name", ("gymnasium/ant.xml", "gymnasium/half_cheetah.xml"))
+def test_states_there_and_back(name):
+    robot = quiet(find(name))
+    data = state(robot, 3)
+    qpos, qvel = robot.to_mujoco(*robot.from_mujoco(data.qpos, data.qvel))
+    assert np.allclose(qpos, data.qpos) and np.allclose(qvel, data.qvel)
+
+
+def random_actuation(robot, steps, n, seed=0):
+    """(steps, n, nv): controls uniform in their range; without actuators, pushes at the joints."""
+    rng, actuation = np.random.default_rng(seed), robot.actuation
+    if len(actuation.names) == 0:
+        act = 5.0 * rng.uniform(-1.0, 1.0, (steps, n, robot.articulation.num_dofs))
+        act[..., :6] = 0.0
+    else:
+        act = rng.uniform(actuation.low, actuation.high, (steps, n, len(actuation.low))) @ actuation.matrix
+    return torch.tensor(act, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
+def test_a_thousand_steps_of_random_actions(name):
+    """At the number of substeps that the importer proposes; the robots fall, lie and thrash about."""
+    robot, dt, n = quiet(find(name), min_armature=0.01), 1.0 / 60.0, 4
+    art, substeps = robot.articulation, robot.substeps(dt)
+    simulator = Simulator(art, n, dt, substeps, substeps)
+    start = torch.tensor(robot.start, dtype=torch.float32).repeat(n, 1)
+    joint_q, joint_qd = rollout(simulator, start, torch.zeros(n, art.num_dofs), random_actuation(robot, 1000, n), 1000)
+    # nothing has gathered energy that the motors did not give, and nobody has sunk through the ground
+    assert joint_qd.abs().max() < 200.0 and joint_q[:, 1].abs().max() < 3.0
+
+
+@pytest.mark.parametrize("name", ("gymnasium/ant.xml", "gymnasium/humanoid.xml"))
+def test_gradients_match_central_differences(name):
+    """Of five steps on the ground, with respect to the actuation."""
+    robot, dt, steps = quiet(find(name)), 1.0 / 60.0, 5
+    art, substeps = robot.articulation, robot.substeps(dt)
+    start, still = torch.tensor(robot.start, dtype=torch.float32)[None], torch.zeros(1, art.num_dofs)
+    # on the ground already
+    start, still = rollout(Simulator(art, 1, dt, substeps, 4), start, still, torch.zeros(30, *still.shape), 30)
+    act = 0.3 * random_actuation(robot, steps, 1)
+    direction = torch.randn(8, *act.shape, generator=torch.Generator().manual_seed(1)) * (act != 0.0)
+    weight = torch.randn(art.num_dofs, generator=torch.Generator().manual_seed(2))
+
+    def end(act, n):
+        q, qd = start.repeat(n, 1), still.repeat(n, 1)
+        return rollout(Simulator(art, n, dt, substeps, 4), q, qd, act, steps)[1] @ weight
+
+    act.requires_grad_()
+    (gradient,) = torch.autograd.grad(end(act, 1).sum(), act)
+    scale = 2e-3 * float(act.detach().abs().max())
+    shifted = torch.cat([act.detach() + k * scale * d for k in (1, -1) for d in direction], dim=1)
+    plus, minus = end(shifted, 16).double().split(8)
+    differences = (plus - minus) / (2.0 * scale)
+    slopes = (direction * gradient).sum(dim=(1, 2, 3)).double()
+    error = (slopes - differences).norm() / differences.norm()
+    assert gradient.isfinite().all() and error < 0.05, error
+
+
+BALL = """<mujoco><worldbody>{ground}<body pos="0 0 1"><freejoint/><geom size="0.1" mass="5" {ball}/></body>
+</worldbody></mujoco>"""
+
+
+def test_a_point_under_the_whole_weight_sinks_in_by_the_penetration(write):
+    robot = quiet(write(BALL.format(ground="", ball="")), penetration=0.004, time_constant=0.02)
+    simulator = Simulator(robot.articulation, 1, 1.0 / 60.0, 16, 16)
+    start = torch.tensor(robot.start, dtype=torch.float32)[None]
+    assert start[0, 1].item() == pytest.approx(0.1, abs=1e-6)  # its lowest point is on the ground
+    joint_q, _ = rollout(simulator, start, torch.zeros(1, 6), torch.zeros(200, 1, 6), 200)
+    assert joint_q[0, 1].item() == pytest.approx(0.1 - 0.004, abs=2e-4)
+
+
+def test_a_limit_gives_as_documented(write):
+    text = """<mujoco><worldbody><body pos="0 0 1"><joint name="z" type="slide" axis="0 0 1" range="-0.5 0.5"/>
+    <geom size="0.1" mass="5" contype="0" conaffinity="0"/></body></worldbody></mujoco>"""
+    robot = quiet(write(text.replace("range", "limited='true' range")), limit_give=0.02)
+    start = torch.full((1, 1), -0.5)
+    joint_q, _ = rollout(
+        Simulator(robot.articulation, 1, 1.0 / 60.0, 16, 16), start, torch.zeros(1, 1), torch.zeros(200, 1, 1), 200
+    )
+    assert joint_q.item() == pytest.approx(-0.52, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ground, ball, friction",
+    [
+        ("", "", 1.0),  # MuJoCo's default plane has 1
+        ("", 'friction="0.6" priority="1"', 0.6),
+        ('<geom type="plane" size="1 1 1" friction="0.3"/>', 'friction="0.6"', 0.6),  # the larger one
+        ('<geom type="plane" size="1 1 1" friction="0.3" condim="1"/>', 'friction="0.6" condim="1"', 0.0),
+        ('<geom type="plane" size="1 1 1" contype="2" conaffinity="2"/>', "", None),  # they do not meet
+    ],
+)
+def test_friction_is_combined_as_in_mujoco(write, ground, ball, friction):
+    contacts = quiet(write(BALL.format(ground=ground, ball=ball))).articulation.contacts
+    assert [contact.friction for contact in contacts] == ([] if friction is None else [pytest.approx(friction)])
+
+
+def test_a_keyframe_is_the_start(write):
+    key = '<keyframe><key qpos="1 2 3 0 0 0 1"/></keyframe></mujoco>'
+    robot = quiet(write(BALL.format(ground="", ball="").replace("</mujoco>", key)))
+    assert np.allclose(robot.start[:3], [1.0, 3.0, -2.0])  # y up
+
+
+URDF = """<robot name="two"><link name="base"><inertial><mass value="2"/><inertia ixx="0.1" iyy="0.2" izz="0.25" ixy="0"
+ixz="0" iyz="0"/></inertial><collision><geometry><sphere radius="0.1"/></geometry></collision></link>
+<link name="leg"><inertial><origin xyz="0 0 -0.1"/><mass value="1"/><inertia ixx="0.01" iyy="0.01" izz="0.01" ixy="0"
+ixz="0" iyz="0"/></inertial></link><joint name="knee" type="revolute"><parent link="base"/><child link="leg"/>
+<axis xyz="0 1 0"/><origin xyz="0 0 -0.2"/><limit lower="-1" upper="2" effort="7" velocity="5"/></joint></robot>"""
+
+
+def test_urdf(write):
+    """The root floats on request; a file without actuators gets motors as strong as its joints' effort."""
+    robot = quiet(write(URDF, "robot.urdf"), floating=True)
+    articulation, actuation = robot.articulation, robot.actuation
+    base, leg = articulation.links
+    assert (articulation.num_coords, base.mass, leg.mass, leg.limits) == (8, 2.0, 1.0, (-1.0, 2.0))
+    assert actuation.names == ["knee"] and (actuation.low, actuation.high) == (-7.0, 7.0)
+    assert actuation.matrix.tolist() == [[0.0] * 6 + [1.0]] and leg.effort_limit == 7.0
+    assert [link.name for link in quiet(robot.path).links] == ["leg"]  # the base is welded to the world
+
+
+# a body with one hinge, and what each name stands for
+PLAIN = """<mujoco><compiler autolimits="true"/>{top}<worldbody>{world}<body name="b" pos="0 0 1"{body}><joint name="j"
+{joint}/><geom size="0.1"{geom}/><site name="s"/>{inside}</body></worldbody>{end}</mujoco>"""
+MOTOR = '<actuator><motor joint="j" ctrlrange="-1 1"/></actuator>'
+TENDON = '<tendon><spatial name="t"{}><site site="s"/><site site="w"/></spatial></tendon>'
+BODY = '<body pos="0 0 0.5"><joint/><geom size="0.1"/>{}</body>'
+CASES = {
+    "ball joint": {"joint": 'type="ball"'},
+    "equality constraint": {"end": '<equality><joint joint1="j"/></equality>'},
+    "tendon with a force": {"world": '<site name="w"/>', "end": TENDON.format(' stiffness="3"')},
+    "actuator not on a hinge or slide": {"end": '<actuator><motor site="s" ctrlrange="-1 1"/></actuator>'},
+    "actuator with a state or a delay": {
+        "end": '<actuator><general joint="j" dyntype="filter" dynprm="0.1" ctrlrange="-1 1"/></actuator>'
+    },
+    "actuator with a varying gain": {
+        "end": '<actuator><general joint="j" gaintype="affine" gainprm="1 2 3" ctrlrange="-1 1"/></actuator>'
+    },
+    "actuator with a constant force": {
+        "end": '<actuator><general joint="j" biastype="affine" biasprm="1 0 0" ctrlrange="-1 1"/></actuator>'
+    },
+    "gravity compensation": {"body": ' gravcomp="1"'},
+    "fluid": {"top": '<option density="1000"/>'},
+    "spring or damper that is not linear": {"joint": 'damping="1 2"'},
+    "flexible body": {"world": '<flexcomp name="f" type="grid" count="2 2 1" spacing="0.1 0.1 0.1" dim="2" mass="1"/>'},
+    "ground that is not the plane z = 0": {"world": '<geom type="plane" size="1 1 1" pos="0 0 0.1"/>'},
+    "friction in a joint": {"joint": 'frictionloss="0.1"'},
+    "damping or armature of a free joint": {"joint": 'type="free" damping="1"'},
+    "contact between two bodies": {"inside": BODY.format(BODY.format(""))},
+    "contact with another shape of the world": {"world": '<geom size="0.1"/>'},
+    "contact of a cylinder, ellipsoid or field": {"geom": ' type="cylinder"', "joint": 'axis="0 0 1"'},
+    "control without a range, taken as -1 to 1": {"end": '<actuator><motor joint="j"/></actuator>'},
+    "force clamp that is not symmetric": {
+        "end": '<actuator><motor joint="j" ctrlrange="-1 1" forcerange="-1 2"/></actuator>'
+    },
+}
+
+
+def plain(**parts):
+    names = ("top", "world", "body", "joint", "geom", "inside", "end")
+    text = PLAIN.format(**dict.fromkeys(names, "") | parts)
+    return text.replace('size="0.1" type="cylinder"', 'size="0.1 0.2" type="cylinder"')
+
+
+def test_there_is_a_case_for_every_name():
+    assert tuple(CASES) == mjcf.REFUSED + mjcf.LEFT_OUT
+
+
+@pytest.mark.parametrize("name", mjcf.REFUSED)
+def test_what_would_be_another_robot_is_refused_by_name(write, name):
+    path = write(plain(**CASES[name]))
+    with pytest.raises(ValueError, match=f"expected a robot without {name} \\([0-9]+\\)"):
+        mjcf.load(path)
+    with pytest.warns(UserWarning, match=f"left out: .*{name} \\([0-9]+\\)"):
+        robot = mjcf.Robot(path, ignore=mjcf.REFUSED)
+    Simulator(robot.articulation, 1, 0.01, 1, 1)  # what is left can be simulated
+
+
+@pytest.mark.parametrize("name", mjcf.LEFT_OUT)
+def test_what_is_left_out_is_counted(write, name):
+    path = write(plain(**CASES[name]))
+    assert mjcf.unsupported(path) == {name: {"damping or armature of a free joint": 6}.get(name, 1)}
+    with pytest.warns(UserWarning, match="left out: "):
+        mjcf.load(path)
+
+
+def test_a_plain_file_leaves_nothing_out(write):
+    path = write(plain(end=MOTOR))
+    assert mjcf.unsupported(path) == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mjcf.load(path)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"path": "nowhere.xml"}, ["path", "'nowhere.xml'", "not there"]),
+        ({"ignore": ("wheels",)}, ["ignore", "ball joint", "got wheels"]),
+        ({"penetration": 0.0}, ["penetration", "above 0", "0.0"]),
+        ({"time_constant": float("nan")}, ["time_constant", "nan"]),
+        ({"limit_give": -1.0}, ["limit_give", "-1.0"]),
+        ({"min_armature": -1.0}, ["min_armature", "at least 0", "-1.0"]),
+    ],
+)
+def test_wrong_options(write, options, words):
+    with pytest.raises(ValueError) as caught:
+        mjcf.load(**{"path": write(plain())} | options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_file_that_is_no_robot(write):
+    with pytest.raises(ValueError, match="path: expected a file that MuJoCo can read, got .*robot.xml' \\(.*XML"):
+        mjcf.load(write("<mujoco><worldbody>"))
+
+
+def test_without_mujoco(monkeypatch, write):
+    monkeypatch.setattr(mjcf, "mujoco", None)
+    with pytest.raises(ImportError, match="is read by MuJoCo, which is not installed: pip install mujoco"):
+        mjcf.load(write(plain()))
