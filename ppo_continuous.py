@@ -346,15 +346,16 @@ if __name__ == "__main__":
     # resume
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
+    if args.eval_only:
+        envs.restore({"actor": actor, "normalizer": normalizer}, checkpoint)
+        if rank == 0:
+            evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
+        sys.exit()
     if checkpoint:
         envs.restore(parts, checkpoint)
         # given again, or to be constant: it replaces the adapted one
         if args.learning_rate != checkpoint["args"]["learning_rate"] or not args.adaptive_lr:
             actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = args.learning_rate
-    if args.eval_only:
-        if rank == 0:
-            evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
-        sys.exit()
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])

@@ -372,15 +372,15 @@ if __name__ == "__main__":
     # resume
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
-    if checkpoint:
-        envs.restore(parts, checkpoint)
-        if args.alpha != checkpoint["args"]["alpha"] or not args.autotune:  # it replaces the adapted one
-            temperature.log_alpha.data.fill_(math.log(args.alpha))
     if args.eval_only:
+        envs.restore({"actor": actor, "normalizer": normalizer}, checkpoint)
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * rollout_size}")
         sys.exit()
     if checkpoint:
+        envs.restore(parts, checkpoint)
+        if args.alpha != checkpoint["args"]["alpha"] or not args.autotune:  # it replaces the adapted one
+            temperature.log_alpha.data.fill_(math.log(args.alpha))
         envs.restore({"replay": replay}, checkpoint)
         del checkpoint["replay"]  # it is as large as the buffer
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly

@@ -354,14 +354,15 @@ if __name__ == "__main__":
     # resume
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
+    if args.eval_only:
+        envs.restore({"actor": actor, "normalizer": normalizer}, checkpoint)
+        if rank == 0:
+            evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
+        sys.exit()
     if checkpoint:
         envs.restore(parts, checkpoint)
         if args.alpha != checkpoint["args"]["alpha"] or not args.autotune:  # it replaces the adapted one
             temperature.log_alpha.data.fill_(math.log(args.alpha))
-    if args.eval_only:
-        if rank == 0:
-            evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
-        sys.exit()
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])

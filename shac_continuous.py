@@ -313,12 +313,13 @@ if __name__ == "__main__":
     # resume
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
-    if checkpoint:
-        envs.restore(parts, checkpoint)
     if args.eval_only:
+        envs.restore({"actor": actor, "normalizer": normalizer}, checkpoint)
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * args.batch_size}")
         sys.exit()
+    if checkpoint:
+        envs.restore(parts, checkpoint)
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])

@@ -1,0 +1,84 @@
+"""Cut a checkpoint down to its policy, for policies/, and evaluate what is left.
+
+    python -m benchmarks.policy runs/<run>/checkpoint.pt policies/rpo_anymal.pt
+
+What is left, actor, normaliser and flags, can be evaluated and watched like a checkpoint, but not trained further.  in policies/returns.csv says what the policy returns, and which command, commit and steps made it.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+import envs
+from benchmarks.provenance import current_commit, steps_of
+from benchmarks.records import ROOT
+from envs.checkpoint import load_checkpoint
+from envs.command_line import read_flags
+
+POLICIES = ROOT / "policies"
+# how far the run is comes along, so that --eval-only can say it; a run that goes on needs more
+KEPT = ("actor", "normalizer", "script", "args", "iteration", "process", "rng")
+LEFT_OUT = {"episodes": [], "env": {}, "cuda_rng": []}
+
+
+@dataclass
+class Args:
+    checkpoint: tyro.conf.Positional[Path]
+    """the checkpoint.pt of a run"""
+    output: tyro.conf.Positional[Path]
+    """the file to write, a .pt in policies/"""
+    commit: str | None = None
+    """the commit that the run was made from; default: the one checked out"""
+
+
+def policy_of(checkpoint):
+    """The content of a policy's file, from that of a checkpoint; both are dictionaries."""
+    state = {name: checkpoint[name] for name in KEPT} | LEFT_OUT
+    return state | {"process": [1, "cpu", checkpoint["process"][2]]}
+
+
+def returns_of(path, num_envs=128):
+    """Mean undiscounted returns of the policy in a file, with and without its noise, over one episode each."""
+    envs.use_onednn()
+    means = []
+    for deterministic in (False, True):
+        policy, args = envs.load_policy(path, deterministic)
+        returns, _ = envs.evaluate(envs.make(args["env_id"], num_envs=num_envs), policy, seed=args["seed"])
+        means.append(returns.mean().item())
+    return means
+
+
+def write_returns(path, state, commit, returns):
+    """Replace the policy's line in policies/returns.csv, beside it."""
+    table, line = path.parent / "returns.csv", {"file": path.name}
+    known = csv.DictReader(table.read_text().splitlines()) if table.exists() else ()
+    lines = {row["file"]: row for row in known}
+    given = {"env_id", "seed", "total_timesteps", "num_envs"}
+    flags = " ".join(f"--{name.replace('_', '-')} {state['args'][name]}" for name in state["args"] if name in given)
+    line |= {"command": f"python {state['script']} {flags}", "commit": commit, "steps": steps_of(state)}
+    line |= {"stochastic": f"{returns[0]:.1f}", "deterministic": f"{returns[1]:.1f}"}
+    lines[path.name] = line
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, line, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines[name] for name in sorted(lines))
+
+
+def main():
+    args = read_flags(Args)
+    try:
+        state = policy_of(load_checkpoint(args.checkpoint))
+    except (KeyError, ValueError) as error:
+        sys.exit(f"checkpoint: {error}")
+    torch.save(state, args.output)
+    returns = returns_of(args.output)
+    write_returns(args.output, state, args.commit or current_commit(), returns)
+    print(f"{args.output}: {args.output.stat().st_size / 1024:.0f} KiB, return {returns[0]:.1f} / {returns[1]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
