@@ -91,11 +91,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.generator = torch.Generator(self.device).manual_seed(_seed(seed))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
-        self.metadata = {
-            "autoreset_mode": AutoresetMode.SAME_STEP,
-            "render_modes": list(RENDER_MODES),
-            "render_fps": round(1.0 / self.dt),
-        }
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": list(RENDER_MODES)}
+        self.metadata["render_fps"] = round(1.0 / self.dt)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
