@@ -177,7 +177,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._check_has_state()
         self._check_action(action)
         self._draw_noise()
-        action = action.clamp(-1.0, 1.0)
+        action = action.clamp(-1.0, 1.0).contiguous()  # torch's sums depend on the layout in the last bits
         self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
         self.last_action = action
         self._restart(diverged)  # at once: nothing below could be computed from a state that has blown up
@@ -255,7 +255,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         for name, value in (("joint_q", joint_q), ("joint_qd", joint_qd)):
             check_tensor(name, value, self.simulator.shapes[name], device=self.device)
             check_numbers(name, value)
-        self.joint_q, self.joint_qd = joint_q.clone(), joint_qd.clone()
+        self.joint_q, self.joint_qd = (x.clone(memory_format=torch.contiguous_format) for x in (joint_q, joint_qd))
 
     @_of_an_open_environment
     def state_dict(self):
@@ -271,7 +271,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._check_state_dict(state, expected)
         self.generator.set_state(state["generator"].cpu())
         for name in expected:
-            setattr(self, name, state[name].detach().to(self.device, copy=True))
+            setattr(self, name, state[name].detach().to(self.device).clone(memory_format=torch.contiguous_format))
         self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     @_of_an_open_environment
