@@ -98,6 +98,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.joint_q = self.joint_qd = self.renderer = None
+        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)  # not yet told of
         self.noise = None  # of this step: (N, reset_noise_size), uniform in [-1, 1], see _draw_noise
         self.drawn_articulation = self.drawn_articulation or self.articulation
 
@@ -152,7 +153,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if rows is None:
             for name, value in self._blank_state().items():
                 setattr(self, name, value)
-            self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+            self.nan_actions = torch.zeros_like(self.nan_actions)
             rows = ~self.nan_actions
         return self._begin_episodes(rows), {}
 
@@ -272,7 +273,6 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.generator.set_state(state["generator"].cpu())
         for name in expected:
             setattr(self, name, state[name].detach().to(self.device).clone(memory_format=torch.contiguous_format))
-        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     @_of_an_open_environment
     def render(self, index=None):

@@ -193,3 +193,11 @@ def test_a_joint_that_translates_along_x_has_no_place_of_its_own(spring):
     with pytest.raises(ValueError, match=r"link 0 \(cart\): translates_along_x needs a joint without .*, got"):
         simulator(cart, translates_along_x=True)
     simulator(cart)
+
+
+def test_loading_a_state_keeps_what_is_still_to_be_told():
+    env = make(4, num_threads=1)
+    env.nan_actions[2] = True
+    env.load_state_dict(env.state_dict())
+    with pytest.raises(ValueError, match="action: expected numbers, got NaN in environment\\(s\\) 2"):
+        env.detach()

@@ -99,7 +99,7 @@ class Simulator:
         return _SimulatorStep.apply(self, self.batches, self.step_count, *inputs)
 
     def close(self):
-        """End the threads. Whatever is computed after this, as a backward pass, the caller's own computes alone."""
+        """End the threads. What is computed after this, such as a backward pass, runs in the caller's thread alone."""
         pool, self.pool = self._threads(), None
         if pool is not None:
             pool.shutdown()
