@@ -415,12 +415,22 @@ def fuzz(results):
         return "Not run."
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file.read().splitlines()[1:]))
-    rows = []
-    for kind in dict.fromkeys(line["input"] for line in lines):
-        ours = [line for line in lines if line["input"] == kind]
-        counts = {end: sum(int(line[end]) for line in ours) for end in ("refused", "accepted", "stopped", "failed")}
-        rows.append({"input": kind, "scripts": len(ours), "cases": sum(counts.values())} | counts)
-    return table(rows)
+    return table(list(totals(lines, "input", "scripts", ("refused", "accepted", "stopped", "failed"))))
+
+
+def fuzz_env(results):
+    """How the calls of fuzz_env.py have ended, a row for each method, over all tasks."""
+    with open(results / "robustness_env.csv", newline="") as file:
+        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    return table(list(totals(lines, "method", "tasks", ("refused", "accepted", "failed"))))
+
+
+def totals(lines, kind, among, ends):
+    """A row for each value of a column, with the number of lines that have it and the sums of their ends."""
+    for value in dict.fromkeys(line[kind] for line in lines):
+        ours = [line for line in lines if line[kind] == value]
+        counts = {end: sum(int(line[end]) for line in ours) for end in ends}
+        yield {kind: value, among: len(ours), "cases": sum(counts.values())} | counts
 
 
 def memory(results):
@@ -437,8 +447,11 @@ def memory(results):
 
 def filled_robustness(results, page):
     """The text of docs/robustness.md, with the tables between its markers made anew."""
-    text = filled(page.read_text(), "drill", robustness(results))
-    return filled(filled(text, "fuzz", fuzz(results)), "memory", memory(results))
+    tables = {"drill": robustness, "fuzz": fuzz, "fuzz env": fuzz_env, "memory": memory}
+    text = page.read_text()
+    for name, block in tables.items():
+        text = filled(text, name, block(results))
+    return text
 
 
 def filled(text, name, block):

@@ -40,7 +40,7 @@ import torch
 from torch.nn.functional import normalize, pad
 
 from envs import mjcf
-from envs.physics import FREE, PRISMATIC, REVOLUTE
+from envs.physics import FREE, PRISMATIC, REVOLUTE, positive_number
 from envs.quaternion import inverse, product, rotate
 from envs.vector_env import VectorEnv
 
@@ -122,10 +122,9 @@ class RobotFile(VectorEnv):
     max_episode_steps = 1000
 
     def __init__(self, *args, wanted_speed=None, **options):
-        if wanted_speed is not None and not 0.0 < wanted_speed < math.inf:
-            raise ValueError(f"wanted_speed: expected a number above 0, got {wanted_speed!r}")
+        if wanted_speed is not None:
+            self.wanted_speed = positive_number("wanted_speed", wanted_speed)
         super().__init__(*args, **options)
-        self.wanted_speed = wanted_speed or self.wanted_speed
         self.low, self.center, self.high = map(self.constant, self._controls())
         self.matrix = self.constant(self.robot.actuation.matrix)
         self.start = self.constant(self.robot.start).repeat(self.num_envs, 1)
@@ -180,9 +179,10 @@ class RobotFile(VectorEnv):
 
     def _slides(self):
         """Axes (k, 3) of the root's slides in the world, and where its origin is when they are at 0."""
-        turn = torch.tensor([self.root[0].rotation], dtype=torch.float64)
+        exact = {"dtype": torch.float64, "device": "cpu"}
+        turn = torch.tensor([self.root[0].rotation], **exact)
         slides = [link.axis for link in self.root if link.joint == PRISMATIC]
-        axes = [rotate(turn, torch.tensor([axis], dtype=torch.float64))[0].tolist() for axis in slides]
+        axes = [rotate(turn, torch.tensor([axis], **exact))[0].tolist() for axis in slides]
         axes = np.reshape(axes, (-1, 3))
         return axes, _root_place(self.robot) - self.robot.start[: len(axes)] @ axes
 

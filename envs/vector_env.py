@@ -91,16 +91,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.generator = torch.Generator(self.device).manual_seed(_seed(seed))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
-        self.metadata = {
-            "autoreset_mode": AutoresetMode.SAME_STEP,
-            "render_modes": list(RENDER_MODES),
-            "render_fps": round(1.0 / self.dt),
-        }
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": list(RENDER_MODES)}
+        self.metadata["render_fps"] = round(1.0 / self.dt)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.joint_q = self.joint_qd = self.renderer = None
+        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)  # not yet told of
         self.noise = None  # of this step: (N, reset_noise_size), uniform in [-1, 1], see _draw_noise
         self.drawn_articulation = self.drawn_articulation or self.articulation
 
@@ -155,7 +153,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if rows is None:
             for name, value in self._blank_state().items():
                 setattr(self, name, value)
-            self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+            self.nan_actions = torch.zeros_like(self.nan_actions)
             rows = ~self.nan_actions
         return self._begin_episodes(rows), {}
 
@@ -180,7 +178,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._check_has_state()
         self._check_action(action)
         self._draw_noise()
-        action = action.clamp(-1.0, 1.0)
+        action = action.clamp(-1.0, 1.0).contiguous()  # torch's sums depend on the layout in the last bits
         self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
         self.last_action = action
         self._restart(diverged)  # at once: nothing below could be computed from a state that has blown up
@@ -258,7 +256,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         for name, value in (("joint_q", joint_q), ("joint_qd", joint_qd)):
             check_tensor(name, value, self.simulator.shapes[name], device=self.device)
             check_numbers(name, value)
-        self.joint_q, self.joint_qd = joint_q.clone(), joint_qd.clone()
+        self.joint_q, self.joint_qd = (x.clone(memory_format=torch.contiguous_format) for x in (joint_q, joint_qd))
 
     @_of_an_open_environment
     def state_dict(self):
@@ -274,8 +272,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._check_state_dict(state, expected)
         self.generator.set_state(state["generator"].cpu())
         for name in expected:
-            setattr(self, name, state[name].detach().to(self.device, copy=True))
-        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+            setattr(self, name, state[name].detach().to(self.device).clone(memory_format=torch.contiguous_format))
 
     @_of_an_open_environment
     def render(self, index=None):

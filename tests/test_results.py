@@ -181,7 +181,10 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     (results / "memory_anymal.csv").write_text("# x\nglobal_step,rss_mib\n1000000,900\n10000000,905\n")
     lines = ["# x", "script,input,refused,accepted,stopped,failed", "a,flags,5,3,0,1", "b,flags,2,1,1,0"]
     (results / "robustness_fuzz.csv").write_text("\n".join(lines))
-    text = tables.filled_robustness(results, page(results / "robustness.md", "drill", "memory", "fuzz"))
+    lines = ["# x", "env_id,method,refused,accepted,failed", "ant,step,8,2,0", "hopper,step,7,3,1", "ant,reset,1,1,0"]
+    (results / "robustness_env.csv").write_text("\n".join(lines))
+    text = tables.filled_robustness(results, page(results / "robustness.md", "drill", "memory", "fuzz", "fuzz env"))
+    assert "| step | 2 | 21 | 15 | 5 | 1 |" in text and "| reset | 1 | 2 | 1 | 1 | 0 |" in text
     assert "| flags | 2 | 13 | 7 | 4 | 1 | 1 |" in text
     assert "| kill | a, b | fine |" in text and "| starve | a | x |" in text and "| starve | b | y |" in text
     assert "| 10.00M | 905 MiB |" in text

@@ -188,3 +188,16 @@ def test_the_seed_can_be_asked_for_and_the_numbers_are_not_numpys():
     assert other.np_random_seed == 2**64 - 1
     with pytest.raises(AttributeError, match=r"np_random: expected env.generator, .* not of numpy"):
         env.np_random  # noqa: B018
+
+
+def test_the_layout_in_memory_does_not_matter():
+    """torch's sums differ in their last bits between row-major and column-major tensors, from so many columns on."""
+    results = []
+    for turn in (lambda x: x, lambda x: x.T.contiguous().T):
+        env = envs.make("go1", num_envs=3)
+        env.reset()
+        env.set_state(turn(env.joint_q), turn(env.joint_qd))
+        env.load_state_dict({name: turn(x) if x.dim() == 2 else x for name, x in env.state_dict().items()})
+        results.append(env.step(turn(torch.linspace(-1.5, 1.5, 36).view(3, 12))))
+        assert env.joint_q.is_contiguous() and env.joint_qd.is_contiguous() and env.last_action.is_contiguous()
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

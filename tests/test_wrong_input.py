@@ -115,6 +115,13 @@ def test_counts_in_a_state_are_not_negative():
         env.load_state_dict(env.state_dict() | {"episode_length": torch.tensor([3, -1])})
 
 
+def test_the_memory_of_one_environment_is_not_that_of_a_whole_register():
+    """On the CPU arrays of lanes are rounded up to 16 environments."""
+    simulators = [envs.make("hopper", num_envs=n, num_threads=1).simulator for n in (1, 16, 160)]
+    one, sixteen, many = (s.batches[0].num_bytes for s in simulators)
+    assert one > sixteen / 16 and many == 10 * sixteen
+
+
 def test_more_environments_than_memory_has_room_for_are_refused_before_it_is_used(monkeypatch):
     monkeypatch.setattr("envs.physics.simulator.available_memory", lambda device: 2**30)
     with pytest.raises(ValueError, match=r"num_envs: expected room for at most \d+ environments .*, got 100000$"):
@@ -186,3 +193,11 @@ def test_a_joint_that_translates_along_x_has_no_place_of_its_own(spring):
     with pytest.raises(ValueError, match=r"link 0 \(cart\): translates_along_x needs a joint without .*, got"):
         simulator(cart, translates_along_x=True)
     simulator(cart)
+
+
+def test_loading_a_state_keeps_what_is_still_to_be_told():
+    env = make(4, num_threads=1)
+    env.nan_actions[2] = True
+    env.load_state_dict(env.state_dict())
+    with pytest.raises(ValueError, match="action: expected numbers, got NaN in environment\\(s\\) 2"):
+        env.detach()

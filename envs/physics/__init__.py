@@ -9,7 +9,15 @@ Kernels list what they read and write under Model, Parameters, State in and Stat
 hold, with the suffix _out where an input has that name.
 """
 
-from envs.physics.arguments import check_numbers, check_tensor, resolve_device, shown, truth, whole_number
+from envs.physics.arguments import (
+    check_numbers,
+    check_tensor,
+    positive_number,
+    resolve_device,
+    shown,
+    truth,
+    whole_number,
+)
 from envs.physics.articulation import (
     FIXED,
     FREE,
@@ -46,6 +54,7 @@ __all__ = [
     "check_tensor",
     "contact_pair",
     "end_contacts",
+    "positive_number",
     "resolve_device",
     "shown",
     "truth",

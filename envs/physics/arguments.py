@@ -1,13 +1,14 @@
 """What arguments have to be. Anything else gets one sentence: the argument's name, what was expected, what came."""
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 
 LARGEST = 2**63 - 1
 """whole number that a tensor can hold"""
+LARGEST_FLOAT = torch.finfo(torch.float32).max
 
 
 def shown(value):
@@ -27,6 +28,14 @@ def whole_number(name, value, at_least=1, at_most=LARGEST):
     if value > at_most:
         raise ValueError(f"{name}: expected a whole number <= {at_most}, got {shown(value)}")
     return int(value)
+
+
+def positive_number(name, value):
+    """The argument `name` as a float above 0 that float32 can hold. Raises ValueError for anything else."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not 0.0 < value < LARGEST_FLOAT:
+        raise ValueError(f"{name}: expected a number above 0 and below {LARGEST_FLOAT:.0e}, got {shown(value)}")
+    return float(value)
 
 
 def truth(name, value):

@@ -29,6 +29,7 @@ import warp as wp
 
 from envs.physics.arguments import check_tensor, resolve_device, whole_number
 from envs.physics.articulation import check_free_joints
+from envs.physics.lanes import NUM_LANES
 from envs.physics.model import build_model, build_pair_model
 from envs.physics.substeps import Substeps
 from envs.physics.warp_lock import WARP
@@ -98,7 +99,7 @@ class Simulator:
         return _SimulatorStep.apply(self, self.batches, self.step_count, *inputs)
 
     def close(self):
-        """End the threads. Whatever is computed after this, as a backward pass, the caller's own computes alone."""
+        """End the threads. What is computed after this, such as a backward pass, runs in the caller's thread alone."""
         pool, self.pool = self._threads(), None
         if pool is not None:
             pool.shutdown()
@@ -156,7 +157,7 @@ class Simulator:
         """Linux grants memory that is not there, and ends the process that uses it."""
         if num_envs < MANY_ENVS:
             return
-        num_bytes, available = self._new_batch(1).num_bytes, available_memory(self.device)
+        num_bytes, available = self._new_batch(NUM_LANES).num_bytes // NUM_LANES, available_memory(self.device)
         if num_bytes * num_envs > available:
             room = f"room for at most {int(available // num_bytes)} environments of {num_bytes} bytes in memory"
             raise ValueError(f"num_envs: expected {room}, got {num_envs}")
