@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 import warp as wp
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 from benchmarks.records import ROOT, SCRIPTS
 
 aten = torch.ops.aten
@@ -129,7 +128,7 @@ def count(script, *flags):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = read_flags(Args)
     wp.config.log_level, rows = wp.LOG_WARNING, []
     for script in args.scripts:
         flags = {"env-id": args.env_id, "num-envs": args.num_envs, "num-eval-envs": 1, "total-timesteps": 10**6}

@@ -31,7 +31,7 @@ def test_backward_twice_and_another_rollout_in_between_change_nothing(task, copi
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-@pytest.mark.parametrize("limits", ({"KEPT_STEPS": 1}, {"KEPT_STEPS": 3}, {"KEPT_BYTES": 1}, {"KEPT_STEPS": 32}))
+@pytest.mark.parametrize("limits", ({"KEPT_STEPS": 1}, {"KEPT_STEPS": 3}, {"KEPT_BYTES": 1}, {"KEPT_PART": 0}))
 @pytest.mark.parametrize("task", ("hopper", "ant"))
 def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits, monkeypatch):
     def rollout(steps_in_between):
@@ -52,6 +52,15 @@ def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits
     grad, simulator = rollout(2)
     assert len(simulator.kept) == min(6, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
     assert torch.equal(grad, expected)
+
+
+def test_what_is_kept_fits_into_a_quarter_of_the_memory_and_into_4_gib(monkeypatch):
+    per_step = 256 * make("hopper", num_envs=16).simulator.batches[0].num_bytes
+    for available, room in ((2**31, 2**29), (2**40, 2**32), (float("inf"), 2**32)):
+        monkeypatch.setattr("envs.physics.simulator.available_memory", lambda device, found=available: found)
+        simulator = make("hopper", num_envs=4096).simulator
+        assert simulator.batches[0].num_bytes == per_step  # no lane is idle
+        assert simulator.max_kept == min(32, room // per_step)
 
 
 def test_after_112_steps_all_buffers_have_been_made():

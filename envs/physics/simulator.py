@@ -29,14 +29,16 @@ import warp as wp
 
 from envs.physics.arguments import check_tensor, resolve_device, whole_number
 from envs.physics.articulation import check_free_joints
+from envs.physics.lanes import NUM_LANES
 from envs.physics.model import build_model, build_pair_model
 from envs.physics.substeps import Substeps
 from envs.physics.warp_lock import WARP
 
 MIN_ENVS_PER_THREAD = 16
-# Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 1 GiB.
+# Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 4 GiB
+# and into a quarter of the memory that is free at the start.
 # Recording the launches for new buffers takes time, so 4 steps are kept at first, and one more after every 4 steps.
-KEPT_STEPS, KEPT_BYTES = 32, 2**30
+KEPT_STEPS, KEPT_BYTES, KEPT_PART = 32, 2**32, 0.25
 KEPT_AT_FIRST, STEPS_PER_KEPT = 4, 4
 MANY_ENVS = 4096  # from here on it is checked first whether there is memory for them
 
@@ -75,7 +77,8 @@ class Simulator:
             self._check_memory(num_envs)
             self.batches = self._new_batches()
         self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
-        self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
+        room = min(KEPT_BYTES, KEPT_PART * available_memory(self.device))
+        self.max_kept = max(1, min(KEPT_STEPS, int(room // sum(batch.num_bytes for batch in self.batches))))
         self.step_count = 0
         self.pool, self.process = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None, os.getpid()
 
@@ -156,7 +159,8 @@ class Simulator:
         """Linux grants memory that is not there, and ends the process that uses it."""
         if num_envs < MANY_ENVS:
             return
-        num_bytes, available = self._new_batch(1).num_bytes, available_memory(self.device)
+        # of a batch that leaves no lane idle
+        num_bytes, available = self._new_batch(NUM_LANES).num_bytes // NUM_LANES, available_memory(self.device)
         if num_bytes * num_envs > available:
             room = f"room for at most {int(available // num_bytes)} environments of {num_bytes} bytes in memory"
             raise ValueError(f"num_envs: expected {room}, got {num_envs}")
