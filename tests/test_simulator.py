@@ -99,15 +99,20 @@ def test_an_interrupted_step_does_not_pass_for_the_one_before(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_threads_do_not_change_a_single_bit(task):
-    results = []
+    n, results = 1000 if task == "cartpole" else 100, []
     for num_threads in (1, 2, 3):
-        env = envs.make(task, num_envs=100, num_threads=num_threads)
+        env = envs.make(task, num_envs=n, num_threads=num_threads)
         env.reset()
-        actions = torch.zeros(100, env.num_actions, requires_grad=True)
+        actions = torch.zeros(n, env.num_actions, requires_grad=True)
         total = sum(env.step(actions + 0.1 * k)[1].sum() for k in range(4))
         results.append((env.joint_q.detach(), torch.autograd.grad(total, actions)[0]))
     assert len(env.simulator.batches) == 3
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("task, num_envs, threads", (("cartpole", 128, 1), ("cartpole", 512, 2), ("hopper", 32, 2)))
+def test_a_thread_has_enough_to_do(task, num_envs, threads):
+    assert len(envs.make(task, num_envs=num_envs, num_threads=2).simulator.slices) == threads
 
 
 MEMORY = """
