@@ -2,7 +2,8 @@
 
     python -m benchmarks.policy runs/<run>/checkpoint.pt policies/rpo_anymal.pt
 
-What is left, actor, normaliser and flags, can be evaluated and watched like a checkpoint, but not trained further.  in policies/returns.csv says what the policy returns, and which command, commit and steps made it.
+What is left, actor, normaliser and flags, can be evaluated and watched like a checkpoint, but not trained further.  A
+line in policies/returns.csv says what the policy returns, and which command, commit and steps made it.
 """
 
 import csv

@@ -20,6 +20,8 @@ OTHERS = (
     "memory",
     "hand_successes",
     "action_gradients",
+    "registers",
+    "torch_calls",
 )
 # the order of tables and legends
 TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")

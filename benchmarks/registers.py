@@ -12,11 +12,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 import warp as wp
 
 import envs
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 from envs.physics.lanes import Lanes
 
 FOLDER = Path(envs.__file__).parent
@@ -85,7 +84,7 @@ def uses_lanes(kernel):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = read_flags(Args)
     wp.config.log_level = wp.LOG_WARNING
     rows = [row for module in kernel_modules() for row in module_rows(module, args.arch)]
     for row in rows:

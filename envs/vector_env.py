@@ -44,7 +44,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     seed: of the environment's own generator; the global ones of torch, numpy and random are not touched.
     max_episode_steps: time limit of an episode in steps (default: the task's).
     stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
-    num_threads: of the simulator, at most one per 16 environments (default: torch's number of them); on the CPU only.
+    num_threads: of the simulator, at most one per 16 environments or more (default: torch's number); on the CPU only.
     render_mode: with "rgb_array" render() returns a picture of every environment, as gymnasium's wrappers expect.
 
     joint_q (N, nq) and joint_qd (N, nv) are the current state, in the layout of physics/articulation.py.

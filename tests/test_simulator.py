@@ -31,7 +31,7 @@ def test_backward_twice_and_another_rollout_in_between_change_nothing(task, copi
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-@pytest.mark.parametrize("limits", ({"KEPT_STEPS": 1}, {"KEPT_STEPS": 3}, {"KEPT_BYTES": 1}, {"KEPT_STEPS": 32}))
+@pytest.mark.parametrize("limits", ({"KEPT_STEPS": 1}, {"KEPT_STEPS": 3}, {"KEPT_BYTES": 1}, {"KEPT_PART": 0}))
 @pytest.mark.parametrize("task", ("hopper", "ant"))
 def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits, monkeypatch):
     def rollout(steps_in_between):
@@ -52,6 +52,15 @@ def test_gradients_are_the_same_whether_steps_are_kept_or_run_again(task, limits
     grad, simulator = rollout(2)
     assert len(simulator.kept) == min(6, simulator.max_kept) and simulator.max_kept == limits.get("KEPT_STEPS", 1)
     assert torch.equal(grad, expected)
+
+
+def test_what_is_kept_fits_into_a_quarter_of_the_memory_and_into_4_gib(monkeypatch):
+    per_step = 256 * make("hopper", num_envs=16).simulator.batches[0].num_bytes
+    for available, room in ((2**31, 2**29), (2**40, 2**32), (float("inf"), 2**32)):
+        monkeypatch.setattr("envs.physics.simulator.available_memory", lambda device, found=available: found)
+        simulator = make("hopper", num_envs=4096).simulator
+        assert simulator.batches[0].num_bytes == per_step  # no lane is idle
+        assert simulator.max_kept == min(32, room // per_step)
 
 
 def test_after_112_steps_all_buffers_have_been_made():
@@ -90,15 +99,20 @@ def test_an_interrupted_step_does_not_pass_for_the_one_before(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_threads_do_not_change_a_single_bit(task):
-    results = []
+    n, results = 1000 if task == "cartpole" else 100, []
     for num_threads in (1, 2, 3):
-        env = envs.make(task, num_envs=100, num_threads=num_threads)
+        env = envs.make(task, num_envs=n, num_threads=num_threads)
         env.reset()
-        actions = torch.zeros(100, env.num_actions, requires_grad=True)
+        actions = torch.zeros(n, env.num_actions, requires_grad=True)
         total = sum(env.step(actions + 0.1 * k)[1].sum() for k in range(4))
         results.append((env.joint_q.detach(), torch.autograd.grad(total, actions)[0]))
     assert len(env.simulator.batches) == 3
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("task, num_envs, threads", (("cartpole", 128, 1), ("cartpole", 512, 2), ("hopper", 32, 2)))
+def test_a_thread_has_enough_to_do(task, num_envs, threads):
+    assert len(envs.make(task, num_envs=num_envs, num_threads=2).simulator.slices) == threads
 
 
 MEMORY = """

@@ -34,10 +34,12 @@ from envs.physics.model import build_model, build_pair_model
 from envs.physics.substeps import Substeps
 from envs.physics.warp_lock import WARP
 
-MIN_ENVS_PER_THREAD = 16
-# Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 1 GiB.
+# below that a thread is not worth waking: environments, and environments times links times substeps of a step
+MIN_ENVS_PER_THREAD, MIN_LINKS_PER_THREAD = 16, 1024
+# Environment steps whose intermediate values are kept for the backward pass: at most 32, or as many as fit into 4 GiB
+# and into a quarter of the memory that is free at the start.
 # Recording the launches for new buffers takes time, so 4 steps are kept at first, and one more after every 4 steps.
-KEPT_STEPS, KEPT_BYTES = 32, 2**30
+KEPT_STEPS, KEPT_BYTES, KEPT_PART = 32, 2**32, 0.25
 KEPT_AT_FIRST, STEPS_PER_KEPT = 4, 4
 MANY_ENVS = 4096  # from here on it is checked first whether there is memory for them
 
@@ -48,7 +50,8 @@ class Simulator:
     dt: duration of one environment step in s, divided into `substeps`.
     mass_matrix_interval: the mass matrix is rebuilt at substeps 0, k, 2k, ... of each environment step.
     device: "cpu", "cuda" or "cuda:1".  On the CPU the environments are split among `num_threads` threads, by default
-    torch's number of them, but at most one per 16 environments; on CUDA num_threads is None.
+    torch's number of them, but at most one per 16 environments, or more of a robot that takes little time; on CUDA
+    num_threads is None.
     Raises ValueError for an argument that is none of this, for more environments than memory has room for, and for an
     articulation that cannot be simulated.
 
@@ -62,7 +65,7 @@ class Simulator:
         num_envs = whole_number("num_envs", num_envs, at_most=2**31 - 1)
         whole_number("substeps", substeps)
         whole_number("mass_matrix_interval", mass_matrix_interval)
-        num_threads = self._num_threads(num_envs, num_threads)
+        num_threads = self._num_threads(num_envs, len(articulation.links) * substeps, num_threads)
         bounds = [num_envs * k // num_threads for k in range(num_threads + 1)]
         self.slices = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
         positions, velocities = (num_envs, articulation.num_coords), (num_envs, articulation.num_dofs)
@@ -76,7 +79,8 @@ class Simulator:
             self._check_memory(num_envs)
             self.batches = self._new_batches()
         self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
-        self.max_kept = max(1, min(KEPT_STEPS, KEPT_BYTES // sum(batch.num_bytes for batch in self.batches)))
+        room = min(KEPT_BYTES, KEPT_PART * available_memory(self.device))
+        self.max_kept = max(1, min(KEPT_STEPS, int(room // sum(batch.num_bytes for batch in self.batches))))
         self.step_count = 0
         self.pool, self.process = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None, os.getpid()
 
@@ -129,7 +133,7 @@ class Simulator:
             self.pool, self.process = ThreadPoolExecutor(len(self.slices) - 1), os.getpid()
         return self.pool
 
-    def _num_threads(self, num_envs, num_threads):
+    def _num_threads(self, num_envs, links_per_env, num_threads):
         if num_threads is not None:
             whole_number("num_threads", num_threads)
         if self.device.type != "cpu":
@@ -137,7 +141,8 @@ class Simulator:
                 raise ValueError(f"num_threads: expected None on {self.device}, which has its own, got {num_threads}")
             return 1
         wanted = num_threads or min(os.cpu_count() or 1, torch.get_num_threads())
-        return max(1, min(wanted, num_envs // MIN_ENVS_PER_THREAD))
+        worth = min(num_envs // MIN_ENVS_PER_THREAD, num_envs * links_per_env // MIN_LINKS_PER_THREAD)
+        return max(1, min(wanted, worth))
 
     def _batches_to_keep(self):
         """Batches whose content the backward pass of this step will find: new ones or those used longest ago."""
@@ -157,6 +162,7 @@ class Simulator:
         """Linux grants memory that is not there, and ends the process that uses it."""
         if num_envs < MANY_ENVS:
             return
+        # of a batch that leaves no lane idle
         num_bytes, available = self._new_batch(NUM_LANES).num_bytes // NUM_LANES, available_memory(self.device)
         if num_bytes * num_envs > available:
             room = f"room for at most {int(available // num_bytes)} environments of {num_bytes} bytes in memory"

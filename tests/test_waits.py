@@ -1,0 +1,69 @@
+"""No step of a rollout makes the host wait for a GPU: the operations that would are counted, which needs no GPU."""
+
+import pytest
+import torch
+from running import SCRIPTS
+
+import envs
+from benchmarks.tiny import OWN_FLAGS
+from benchmarks.torch_calls import Calls, count
+
+
+def as_on_cuda(monkeypatch):
+    """What the environments ask at every step on the CPU alone, they leave out."""
+    monkeypatch.setattr(envs.VectorEnv, "_possibly_any", lambda env, rows: True)
+    monkeypatch.setattr(envs.VectorEnv, "_refuse_nan_actions", lambda env: None)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: float(x[0]),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.index_put_([x > 0], torch.tensor(1.0)),
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: torch.equal(x, x),
+        lambda x: x.unique(),
+        lambda x: [1] if x[0] else [2],
+    ],
+)
+def test_an_operation_that_waits_is_found(operation):
+    with Calls() as calls:
+        operation(torch.ones(3))
+    ((_, place),) = calls.waits
+    assert place.startswith("tests/test_waits.py:")
+
+
+def test_other_operations_are_not():
+    x, mask, rows = torch.ones(3), torch.tensor([True, False, True]), torch.tensor([0, 2])
+    with Calls() as calls:
+        torch.where(mask, x, 0.0).sum(), x[rows], x.masked_fill(mask, 0.0), x.to(torch.float64), x[1:], x.max()
+    assert not calls.waits and sum(calls.calls.values()) >= 6
+
+
+@pytest.mark.parametrize("task", envs.ENV_IDS)
+def test_a_step_of_an_environment_waits_for_nothing(task, monkeypatch):
+    as_on_cuda(monkeypatch)
+    env = envs.make(task, num_envs=2, max_episode_steps=2)
+    env.reset()
+    actions = torch.zeros(4, 2, env.num_actions, requires_grad=True)
+    with Calls() as calls:
+        total = sum(env.step(action)[1].sum() for action in actions)
+        torch.autograd.grad(total, actions)
+    assert not calls.waits
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_step_of_a_rollout_waits(script, monkeypatch):
+    """With twice the steps, an iteration waits as often: where it ends, and in every step of an optimiser."""
+    as_on_cuda(monkeypatch)
+    sizes = ("--env-id=cartpole", "--num-envs=8", "--total-timesteps=1000", *OWN_FLAGS[script].split())
+    waits = [count(script, *sizes, f"--num-steps={num_steps}")[1] for num_steps in (4, 8)]
+    first, second = ({key: n for key, n in found.items() if key[0] != "update"} for found in waits)
+    assert first == second and sum(first.values()) <= 4
