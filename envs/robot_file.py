@@ -131,16 +131,20 @@ class RobotFile(VectorEnv):
         self.floats = self.root[0].joint == FREE
         self.num_root = (7, 6) if self.floats else (len(self.root), len(self.root))  # coordinates, velocities
         self.slide_axes, self.place_at_zero = map(self.constant, self._slides())
-        _, turn, _, _ = self._root_state(self.start[:1], self.zeros(self.articulation.num_dofs)[:1])
+        _, turn, _, _ = self.root_state(self.start[:1], self.zeros(self.articulation.num_dofs)[:1])
         unit = self.constant([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         self.forward, self.up = rotate(inverse(turn).repeat(2, 1), unit)  # as axes of the root
 
     def actuate(self, action):
+        return self.controls(action) @ self.matrix
+
+    def controls(self, action):
+        """Those of the file's actuators (N, m)."""
         up, down = action.clamp(min=0.0), action.clamp(max=0.0)
-        return (self.center + up * (self.high - self.center) + down * (self.center - self.low)) @ self.matrix
+        return self.center + up * (self.high - self.center) + down * (self.center - self.low)
 
     def observe(self, joint_q, joint_qd, last_action):
-        place, turn, velocity, angular = self._root_state(joint_q, joint_qd)
+        place, turn, velocity, angular = self.root_state(joint_q, joint_qd)
         forward, up = (rotate(turn, axis.repeat(len(turn), 1)) for axis in (self.forward, self.up))
         joints, rates = joint_q[:, self.num_root[0] :], joint_qd[:, self.num_root[1] :]
         return torch.cat([place[:, 1:2], forward, up, velocity, angular, joints, 0.1 * rates, last_action], dim=1)
@@ -186,7 +190,7 @@ class RobotFile(VectorEnv):
         axes = np.reshape(axes, (-1, 3))
         return axes, _root_place(self.robot) - self.robot.start[: len(axes)] @ axes
 
-    def _root_state(self, joint_q, joint_qd):
+    def root_state(self, joint_q, joint_qd):
         """Place (N, 3), orientation (N, 4), velocity (N, 3) and angular velocity (N, 3) of the root, in the world."""
         if self.floats:
             place, angular, linear = joint_q[:, :3], joint_qd[:, :3], joint_qd[:, 3:6]

@@ -10,7 +10,7 @@ import envs
 from envs.floating_base import FloatingBase
 from envs.physics import Z_UP
 
-FLOATING = ("ant", "anymal", "humanoid")
+FLOATING = ("ant", "anymal", "humanoid", "go1")
 
 
 def quaternion_about(axis, angle):
@@ -69,7 +69,9 @@ def test_rewards_are_the_documented_ones():
     assert reward("cartpole", 0.5, **elements) == pytest.approx(-(angle**2) - 1.6 - 0.2 - 0.9, abs=1e-5)
 
 
-@pytest.mark.parametrize("env_id, height", (("ant", 0.27), ("anymal", 0.25), ("humanoid", 0.74), ("hopper", -0.45)))
+@pytest.mark.parametrize(
+    "env_id, height", (("ant", 0.27), ("anymal", 0.25), ("humanoid", 0.74), ("hopper", -0.45), ("go1", 0.18))
+)
 def test_a_task_ends_below_its_height(env_id, height):
     env = envs.make(env_id)
     obs = torch.full((2, env.num_obs), 5.0)
@@ -99,14 +101,15 @@ def test_reset_noise_is_the_documented_one(env_id):
     rest, still = env.rest_state()
     assert not still.any()
     noise = {"hopper": 0.05, "cheetah": 0.1, "cartpole": math.pi / 2}
-    speed = {"hopper": 0.05}.get(env_id, 0.25)
+    speed = {"hopper": 0.05, "go1": 0.5}.get(env_id, 0.25)
     assert_uniform(env.joint_qd, speed)
     if env_id in noise:
         assert_uniform(env.joint_q - rest, noise[env_id])
         return
-    assert_uniform(env.joint_q[:, :3] - rest[:, :3], 0.1)
-    assert_uniform(env.joint_q[:, 7:] - rest[:, 7:], 0.2)
-    assert rest[0, 1] == {"ant": 0.75, "anymal": 0.55, "humanoid": 1.35}[env_id]
+    place, angle = {"go1": (0.02, 0.1)}.get(env_id, (0.1, 0.2))
+    assert_uniform(env.joint_q[:, :3] - rest[:, :3], place)
+    assert_uniform(env.joint_q[:, 7:] - rest[:, 7:], angle)
+    assert rest[0, 1].item() == pytest.approx({"ant": 0.75, "anymal": 0.55, "humanoid": 1.35, "go1": 0.3}[env_id])
     # the turn from rest: its angle, and its axis in the body's frame
     inverse = torch.tensor([-Z_UP[0], -Z_UP[1], -Z_UP[2], Z_UP[3]])
     turn = torch.stack([multiply(inverse, q) for q in env.joint_q[:500, 3:7]])
