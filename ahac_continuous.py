@@ -271,12 +271,13 @@ def policy_loss(returns, num_steps):
 def measure_stiffness(env, joint_q, joint_qd, action):
     """c, the stiffness of one step of the simulator, a number, from states and actions (H, N, ...) of a rollout.
 
-    One random step of each environment is simulated again, beside the environments, which do not notice.
+    One random step of each environment is simulated again, at the origin: elsewhere a robot's coordinates are longer
+    levers, and J grows with them.  The environments themselves do not notice.
     """
     # c = mean of |J^T v|, J = d(q', qd') / d(q, qd), v random signs: E |J^T v|^2 = |J|_F^2  (Hutchinson)
     num_steps, num_envs, _ = action.shape
     rows = torch.randint(num_steps, (num_envs,), device=action.device), torch.arange(num_envs, device=action.device)
-    state = joint_q[rows].requires_grad_(), joint_qd[rows].requires_grad_()
+    state = [x.requires_grad_() for x in env.at_origin(joint_q[rows], joint_qd[rows])]
     *new_state, diverged = env.simulator.step(*state, env.actuate(action[rows]))
     signs = [2.0 * torch.randint_like(x, 2) - 1.0 for x in new_state]
     norms = torch.cat(torch.autograd.grad(new_state, state, signs), dim=1).norm(dim=1)

@@ -27,6 +27,7 @@ from benchmarks.records import (
 from benchmarks.scores import mean_interval
 
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
+COLORS |= {"ahac": "C8", "fasttd3": "C9"}
 LINES = ("-", "--", ":", "-.")
 
 
