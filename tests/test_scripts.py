@@ -509,6 +509,16 @@ def test_long_rows_of_the_action_gradient_are_shortened(script, tmp_path):
     assert events(run_dir(tmp_path))["losses/action_grad_norm"] == [(STEPS, pytest.approx(1e-5, rel=1e-4))]
 
 
+@pytest.mark.parametrize("num_updates, critic, actor", [(1, 9, 4), (2, 18, 9), (4, 36, 18)])
+def test_fasttd3_updates_its_actor_after_every_second_update_of_its_critics(num_updates, critic, actor, tmp_path):
+    run_here(tmp_path, "fasttd3", *total(4), "--num-updates", num_updates, "--tau", 1)
+    state = load(run_dir(tmp_path) / "checkpoint.pt")
+    # 16 steps of all environments; from the eighth on the buffer holds enough of them
+    for name, expected in (("critic_optimizer", critic), ("actor_optimizer", actor)):
+        assert {moments["step"].item() for moments in state[name]["state"].values()} == {expected}
+    assert_same(state["target_critic"], state["critic"], "tau 1")
+
+
 def test_the_temperature_of_sapo_stays_where_it_is_told_to(tmp_path):
     run_here(tmp_path, "sapo", *total(3), "--no-autotune", "--alpha", 0.25)
     assert {value for _, value in events(run_dir(tmp_path))["losses/alpha"]} == {0.25}
