@@ -58,7 +58,7 @@ class Args:
     eval_freq: int = 0
     """iterations between evaluations; 0: only one at the end"""
     num_eval_envs: int = 128
-    """episodes per evaluation, one in each environment"""
+    """episodes per evaluation, one in each environment; a short try ends sooner with few"""
     capture_video: bool = False
     """film one deterministic episode at every evaluation"""
 
@@ -190,7 +190,9 @@ class Horizon(nn.Module):
 
     def __init__(self, num_steps):
         super().__init__()
-        for name, value in {"length": num_steps, "dual": 0.0, "reference": 0.0, "num_updates": 0.0}.items():
+        numbers = {"length": num_steps, "dual": 0.0, "reference": 0.0}
+        numbers |= {"num_updates": 0.0, "num_steps": 0.0}  # rollouts so far, and their steps
+        for name, value in numbers.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
     def forward(self):
@@ -199,7 +201,7 @@ class Horizon(nn.Module):
 
     def update(self, stiffness, num_steps, args):
         """After a rollout of num_steps with the stiffness c. In the first 10 iterations c makes the reference of C."""
-        self.num_updates += 1
+        self.num_updates, self.num_steps = self.num_updates + 1, self.num_steps + num_steps
         if self.num_updates <= 10:
             self.reference += stiffness / 10
             return
@@ -339,9 +341,6 @@ if __name__ == "__main__":
 
     # torchrun --nproc-per-node K starts K of these processes, each with its share of the environments; rank 0 reports
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if not args.horizon_min <= args.num_steps <= args.horizon_max:
-        limits = f"--horizon-min {args.horizon_min} to --horizon-max {args.horizon_max}"
-        envs.refuse("num_steps", f"expected {limits}, got {args.num_steps}")
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
     machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
@@ -371,17 +370,20 @@ if __name__ == "__main__":
             parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad.div_(world_size)))
 
     # resume
-    start, first_step = (checkpoint["iteration"], checkpoint["global_step"]) if checkpoint else (0, 0)
+    start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        envs.restore(parts, checkpoint)
+    first_step = int(horizon.num_steps) * args.num_envs
+    if args.total_timesteps < first_step:
+        expected = f"expected the {first_step} steps of --checkpoint or more"
+        envs.refuse("total_timesteps", f"{expected}, got {args.total_timesteps}")
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{first_step}")
         sys.exit()
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
-        env.load_state_dict(checkpoint["env"])
+        envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
@@ -393,13 +395,13 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
-        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        envs.claim(run_dir, args)  # two runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=first_step + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if first_step + args.num_envs > args.total_timesteps:
-            print("the run is finished; a larger --total-timesteps continues it", flush=True)
+            print("the run is finished: it is only evaluated; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()
@@ -498,11 +500,10 @@ if __name__ == "__main__":
         writer.flush()  # before the checkpoint: a resumed run begins after it
 
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
-        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args), "global_step": global_step}
+        checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
         checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
-        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
-        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
+        envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:
         for tag, value in evaluate(actor, normalizer, args, f"{run_dir}/video-{global_step}").items():

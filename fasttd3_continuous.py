@@ -60,7 +60,7 @@ class Args:
     eval_freq: int = 0
     """iterations between evaluations; 0: only one at the end"""
     num_eval_envs: int = 128
-    """episodes per evaluation, one in each environment"""
+    """episodes per evaluation, one in each environment; a short try ends sooner with few"""
     capture_video: bool = False
     """film one deterministic episode at every evaluation"""
 
@@ -203,23 +203,18 @@ class ObsNormalizer(nn.Module):
 
 
 # ALGO LOGIC: FastTD3
-class MixedNoise:
+class MixedNoise(nn.Module):
     """The exploration noise: a standard deviation (N,) for every environment, drawn again when it begins an episode."""
 
     def __init__(self, num_envs, low, high, device):
-        self.low, self.high, self.std = low, high, torch.zeros(num_envs, device=device)
+        super().__init__()
+        self.low, self.high = low, high
+        self.register_buffer("std", torch.zeros(num_envs, device=device))
         self.redraw(torch.ones(num_envs, dtype=torch.bool, device=device))
 
     def redraw(self, rows):
         fresh = self.low + (self.high - self.low) * torch.rand_like(self.std)  # for all: one stream of random numbers
         self.std = torch.where(rows, fresh, self.std)
-
-    def state_dict(self):
-        return {"std": self.std}
-
-    def load_state_dict(self, state):
-        # after a resume with more processes all of them begin with the levels of the first
-        self.std = state["std"][torch.arange(len(self.std)) % len(state["std"])]
 
 
 class Replay:
@@ -343,7 +338,7 @@ def evaluate(actor, normalizer, args, film):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C: what came after the last checkpoint is lost
-    limits = {"batch_size": (1, 10**9), "learning_starts": (0, 10**9), "tau": (0.0, 1.0), "num_atoms": (3, 10**6)}
+    limits = {"batch_size": (1, 10**9), "num_atoms": (3, 10**4)}
     limits |= {"v_min": (-1e9, 0.0), "v_max": (1e-9, 1e9), "reward_scale": (1e-9, 1e9)}
     fixed = ("buffer_size", "reward_scale", "v_min", "v_max", "num_atoms")
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, fixed=fixed, **limits)
@@ -356,12 +351,6 @@ if __name__ == "__main__":
 
     # torchrun --nproc-per-node K starts K of these processes, each with its share of the environments; rank 0 reports
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if args.buffer_size < args.num_envs * args.num_nsteps:
-        envs.refuse("buffer_size", f"expected --num-nsteps of every environment or more, got {args.buffer_size}")
-    if args.batch_size % world_size:
-        envs.refuse("batch_size", f"expected a multiple of the {world_size} processes, got {args.batch_size}")
-    if args.noise_min > args.noise_max:
-        envs.refuse("noise_min", f"expected at most --noise-max {args.noise_max}, got {args.noise_min}")
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
     machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
@@ -387,7 +376,7 @@ if __name__ == "__main__":
     actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, **adamw)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, **adamw)
     parts = {"actor": actor, "critic": critic, "target_critic": target_critic, "normalizer": normalizer}
-    parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer, "noise": noise}
+    parts |= {"actor_optimizer": actor_optimizer, "critic_optimizer": critic_optimizer}
     torch.set_num_threads(num_threads)
     if world_size > 1:  # every backward() leaves the mean of all processes' gradients
         for parameter in (*actor.parameters(), *critic.parameters()):
@@ -397,17 +386,17 @@ if __name__ == "__main__":
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
     if checkpoint:
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        envs.restore(parts, checkpoint)
     actor.noise_range.copy_(torch.tensor([args.noise_min, args.noise_max]))
     if args.eval_only:
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * rollout_size}")
         sys.exit()
     if checkpoint:
-        replay.load_state_dict(checkpoint.pop("replay"))  # popped: it is as large as the buffer
+        envs.restore({"replay": replay}, checkpoint)
+        del checkpoint["replay"]  # it is as large as the buffer
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
-        env.load_state_dict(checkpoint["env"])
+        envs.restore({"env": env, "noise": noise}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
         torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
@@ -420,13 +409,13 @@ if __name__ == "__main__":
             import wandb
 
             wandb.init(id=os.path.basename(run_dir), resume="allow", config=asdict(args), sync_tensorboard=True)
-        os.makedirs(run_dir, exist_ok=bool(checkpoint))  # two new runs never share a folder
+        envs.claim(run_dir, args)  # two runs never share a folder
         writer = SummaryWriter(run_dir, purge_step=start * rollout_size + 1)
         table = "\n".join(f"    {name}: {value}" for name, value in (asdict(args) | machine).items())
         writer.add_text("hyperparameters", table)
         print(f"{table}\nrun folder {run_dir}; --checkpoint {run_dir}/checkpoint.pt continues it", flush=True)
         if start >= args.num_iterations:
-            print("the run is finished; a larger --total-timesteps continues it", flush=True)
+            print("the run is finished: it is only evaluated; a larger --total-timesteps continues it", flush=True)
 
     # TRY NOT TO MODIFY: start the game
     start_time = time.time()
@@ -502,12 +491,12 @@ if __name__ == "__main__":
 
         if iteration % args.checkpoint_freq and iteration < args.num_iterations:
             continue
-        checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env, "replay": replay}).items()}
+        others = {"env": env, "noise": noise, "replay": replay}
+        checkpoint = {name: part.state_dict() for name, part in (parts | others).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
         checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
-        torch.save(checkpoint, f"{run_dir}/checkpoint.pt.tmp")
-        os.replace(f"{run_dir}/checkpoint.pt.tmp", f"{run_dir}/checkpoint.pt")  # there is never half a checkpoint
+        envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
         del checkpoint  # and with it the copy of the replay buffer
 
     if rank == 0:

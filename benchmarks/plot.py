@@ -1,7 +1,8 @@
 """The figures of benchmarks/results: `python -m benchmarks.plot`; `python -m benchmarks.tables` writes the tables.
 
 results/1m.png, 1m_minutes.png, 1m_kl.png: Benchmark-1M; results/longer.png: longer runs;
-results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments.
+results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments;
+results/1m/horizons.png and results/10m/horizons.png: AHAC's horizon during training.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from benchmarks.records import (
     ONE_MILLION_TASKS,
     RESULTS,
     SCRIPTS,
+    TASKS,
     groups_of,
     groups_of_ablation,
     is_standard,
@@ -138,6 +140,24 @@ def plot_scaling(path):
     finish(figure, axes[0], path.with_suffix(".png"), ncols=3)
 
 
+def plot_horizons(runs, output):
+    """AHAC's horizon, and the stiffness that moves it in multiples of its mean over the first ten iterations."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for env_id, color in zip(tasks_of(runs), itertools.cycle(f"C{k}" for k in range(10))):
+        for line, group in zip(itertools.cycle(LINES), groups_of(runs, env_id, "ahac")):
+            for run in group:
+                steps, stiffness = curve([run], "stiffness")
+                relative = stiffness[0] / stiffness[0][:10].mean()
+                smooth = [relative[max(0, k - 9) : k + 1].mean() for k in range(len(relative))]
+                axes[1].plot(steps / 1e6, smooth, color=color, linestyle=line, linewidth=1.0, label=env_id)
+                steps, horizons = curve([run], "horizon")
+                axes[0].plot(steps / 1e6, horizons[0], color=color, linestyle=line, linewidth=1.3, label=env_id)
+    axes[0].set(xlabel="environment steps [million]", ylabel="horizon [steps]")
+    axes[1].set(xlabel="environment steps [million]", ylabel="stiffness, 1 at the start; mean of 10 iterations")
+    axes[1].axhline(1.0, color="gray", linestyle="--", linewidth=0.8)
+    finish(figure, axes, output, ncols=len(TASKS))
+
+
 def main(results=RESULTS):
     runs = [run for run in read_all(results) if is_standard(run)]
     plot_tasks(runs, results / "longer.png")
@@ -150,6 +170,10 @@ def main(results=RESULTS):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):
         plot_scaling(path)
+    for folder in (results, results / "1m", results / "10m"):
+        adaptive = [run for run in read_all(folder) if is_standard(run) and run.logged("horizon")]
+        if adaptive:
+            plot_horizons(adaptive, folder / "horizons.png")
 
 
 if __name__ == "__main__":

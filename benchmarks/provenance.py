@@ -67,9 +67,9 @@ def steps_of(checkpoint):
     """Environment steps after which a checkpoint was written; 0 for None."""
     if checkpoint is None:
         return 0
-    if "global_step" in checkpoint:  # AHAC's iterations have different lengths
-        return checkpoint["global_step"]
     args = checkpoint["args"]
+    if "horizon" in checkpoint:  # AHAC's iterations have different lengths
+        return int(checkpoint["horizon"]["num_steps"]) * args["num_envs"]
     return checkpoint["iteration"] * args["num_envs"] * args["num_steps"]
 
 
