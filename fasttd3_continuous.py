@@ -79,7 +79,7 @@ class Args:
     """steps in the replay buffer, over all environments"""
     num_updates: int | None = None
     """updates after every step of all environments; default: the task's"""
-    batch_size: int = 1024
+    batch_size: int = 256
     """steps drawn from the buffer for one update"""
     num_nsteps: int = 3
     """n, longest sum of rewards in a target"""
@@ -107,7 +107,7 @@ class Args:
     """the smallest atom"""
     v_max: float = 200.0
     """the largest one"""
-    num_atoms: int = 251
+    num_atoms: int = 101
     """K"""
     max_grad_norm: float = math.inf
     """the gradients of the actor and of the critics are scaled down to this norm"""

@@ -34,17 +34,21 @@ LINES = ("-", "--", ":", "-.")
 
 
 def curve(group, column):
-    """The steps at which all runs of a group logged a column, and its values there, (runs, steps)."""
-    logged = [run.logged(column) for run in group]
-    steps = sorted(set.intersection(*map(set, logged)))
-    return np.array(steps), np.array([[values[step] for step in steps] for values in logged])
+    """The steps at which the first run of a group logged a column, and the values of all of them there, (runs, steps).
+
+    Values of runs that logged at other steps, as AHAC's do with each seed, are interpolated.
+    """
+    logged = [sorted(run.logged(column).items()) for run in group]
+    first, last = max(values[0][0] for values in logged), min(values[-1][0] for values in logged)
+    steps = [step for step, _ in logged[0] if first <= step <= last]
+    return np.array(steps), np.array([np.interp(steps, *zip(*values)) for values in logged])
 
 
 def draw(ax, group, column, label, color, line, against_minutes=False):
     """The mean over runs, against steps or wall clock, and of several runs the 95 % interval of the mean as a band."""
     x, values = curve(group, column)
     if against_minutes:
-        x = np.mean([[run.logged("wall_s")[step] / 60 for step in x] for run in group], axis=0)
+        x = np.mean([np.interp(x, *zip(*sorted(run.logged("wall_s").items()))) / 60 for run in group], axis=0)
     else:
         x = x / 1e6
     ax.plot(x, values.mean(0), color=color, linestyle=line, linewidth=1.3, label=label)
@@ -170,10 +174,10 @@ def main(results=RESULTS):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):
         plot_scaling(path)
-    for folder in (results, results / "1m", results / "10m"):
-        adaptive = [run for run in read_all(folder) if is_standard(run) and run.logged("horizon")]
+    for name, found in {"1m": million, "10m": read_all(results / "10m")}.items():
+        adaptive = [run for run in found if run.script == "ahac"]
         if adaptive:
-            plot_horizons(adaptive, folder / "horizons.png")
+            plot_horizons(adaptive, results / name / "horizons.png")
 
 
 if __name__ == "__main__":

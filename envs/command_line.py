@@ -280,12 +280,11 @@ def _check_sizes(args, default):
     if minibatches > rows:
         expected = f"at most {rows}, the steps of a rollout ({rollout})"
         refuse("num_minibatches", f"expected {expected}, got {minibatches}")
-    for low, middle, high in (("horizon_min", "num_steps", "horizon_max"), ("noise_min", "noise_min", "noise_max")):
-        if hasattr(args, low) and not getattr(args, low) <= getattr(args, middle) <= getattr(args, high):
-            name = blame(low, high, middle)
-            needed = " <= ".join(
-                f"--{_dashed(other)} {getattr(args, other)}" for other in dict.fromkeys((low, middle, high))
-            )
+    for names in (("horizon_min", "num_steps", "horizon_max"), ("noise_min", "noise_max")):  # AHAC, FastTD3
+        values = [getattr(args, name, 0) for name in names if hasattr(args, names[0])]
+        if values != sorted(values):
+            name = blame(names[0], names[-1], *names)
+            needed = " <= ".join(f"--{_dashed(name)} {value}" for name, value in zip(names, values))
             refuse(name, f"expected {needed}, got {getattr(args, name)}")
     if hasattr(args, "buffer_size"):  # SAC and FastTD3
         if args.buffer_size < args.num_envs * args.num_nsteps:
