@@ -30,7 +30,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -63,8 +62,8 @@ class Args:
     """film one deterministic episode at every evaluation"""
 
     # Algorithm specific arguments
-    env_id: Literal[envs.ENV_IDS] = "hopper"
-    """the task"""
+    env_id: envs.EnvId = "hopper"
+    """the task, or the path of a robot's MJCF or URDF file"""
     total_timesteps: int | None = None
     """environment steps, summed over all environments; default: the task's"""
     num_envs: int | None = None
@@ -112,6 +111,8 @@ TASK_DEFAULTS = {
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64},
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128},
+    "go1": {"total_timesteps": 1_500_000, "num_envs": 128},
+    "file": {"total_timesteps": 5_000_000, "num_envs": 128},  # any robot's
 }
 TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}
 
@@ -334,7 +335,7 @@ def evaluate(actor, normalizer, args, film):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # Ctrl-C ends without a traceback
     args, checkpoint = envs.parse_args(Args, TASK_DEFAULTS, __file__, stiffness_limit=(1e-12, math.inf))
-    run_dir = f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = f"runs/{os.path.basename(args.env_id)}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = os.path.dirname(os.path.abspath(args.checkpoint)) if checkpoint else run_dir
     use_cuda = args.cuda and torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")

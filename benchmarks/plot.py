@@ -39,6 +39,8 @@ def curve(group, column):
     Values of runs that logged at other steps, as AHAC's do with each seed, are interpolated.
     """
     logged = [sorted(run.logged(column).items()) for run in group]
+    if not all(logged):  # some have no such column
+        return np.array([]), np.zeros((len(group), 0))
     first, last = max(values[0][0] for values in logged), min(values[-1][0] for values in logged)
     steps = [step for step, _ in logged[0] if first <= step <= last]
     return np.array(steps), np.array([np.interp(steps, *zip(*values)) for values in logged])

@@ -19,7 +19,6 @@ from benchmarks.records import (
     ONE_MILLION_TASKS,
     RESULTS,
     ROOT,
-    SCRIPTS,
     read,
     read_ablations,
     read_all,
@@ -199,20 +198,6 @@ def test_plot_writes_the_figures_that_the_results_page_shows(results):
     assert {*re.findall(r"!\[.*?\]\(results/(.*?)\)", text)} <= names
 
 
-def test_horizons_are_drawn_where_there_are_some(results):
-    (results / "1m").mkdir()
-    rows = [f"{32 * k},{k},10,9000,{32 + k},{200 + k}," for k in range(1, 30)]
-    head = "# command: python ahac_continuous.py --env-id ant, commit: abc1234, device: toaster, cores: 2, torch: 2, "
-    lines = [
-        f"{head}warp: 1, date: 2026-11-26",
-        "global_step,wall_s,episodic_return,SPS,horizon,stiffness,eval_x",
-        *rows,
-    ]
-    (results / "1m" / "ahac_continuous__ant__1.csv").write_text("\n".join(lines) + "\n")
-    plot.main(results)
-    assert [path.parent.name for path in results.rglob("horizons.png")] == ["1m"]
-
-
 def test_horizons_of_seeds_whose_iterations_differ_are_drawn(tmp_path):
     head = "# command: python ahac_continuous.py --env-id ant, commit: abc1234, device: toaster, cores: 2, torch: 2, "
     columns = "global_step,wall_s,episodic_return,SPS,horizon,stiffness,eval_episodic_return"
@@ -251,18 +236,15 @@ def test_speeds_against_the_number_of_environments_are_drawn(results):
     assert len(read_all(results)) == 5  # not a run
 
 
-@pytest.mark.parametrize("script, at_least", [("paper.sh", 11), ("ahac_fasttd3.sh", 4)])
-def test_the_commands_of_the_shell_scripts_can_be_run(script, at_least):
-    text = (BENCHMARKS / script).read_text()
-    for variable, value in {'"$seed"': "1", "$results": "benchmarks/results/1m", "$env_id": "ant"}.items():
-        text = text.replace(variable, value)
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+def test_the_commands_of_the_paper_can_be_run():
+    lines = [shlex.split(line, comments=True) for line in (BENCHMARKS / "paper.sh").read_text().splitlines()]
     commands = [line[3:] for line in lines if line[:3] == ["python", "-m", "benchmarks.run"]]
-    assert len(commands) >= at_least
+    assert len(commands) > 10
     for command in commands:
         args = tyro.cli(run.Args, args=command)
-        folder = args.results.name if args.results != RESULTS else "results"
-        assert folder in ("results", "1m", "10m") or folder == "ablations" and args.name in ABLATIONS
+        assert (
+            args.results == RESULTS or args.results == Path("benchmarks/results/ablations") and args.name in ABLATIONS
+        )
         args.seeds = (1,)
         for one in run.all_runs(args):
             _, script, *flags = shlex.split(one.command)
@@ -285,11 +267,7 @@ def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count)
         args = tyro.cli(run.Args, args=words[3:])
         (one,) = run.all_runs(args)
         assert run.command_of(one, args) == command and one.seed == 2 and "--total-timesteps 1000000" in one.command
-        assert str(args.results.parent) == "benchmarks/results" and args.results.name in (
-            "1m",
-            "ablations",
-            "arms",
-            "10m",
-        )
+        assert args.results.parent == Path("benchmarks/results")
+        assert args.results.name in ("1m", "ablations", "arms", "10m")
         _, script, *flags = shlex.split(one.command)
         tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)
