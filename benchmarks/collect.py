@@ -49,9 +49,11 @@ def is_finished(run_dir):
         return False
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     args, rows = checkpoint["args"], read_rows(run_dir)
-    last = args["total_timesteps"] // (args["num_envs"] * args["num_steps"])
+    # AHAC cuts its last rollout, the others make only whole ones
+    unit = args["num_envs"] * (1 if "horizon" in checkpoint else args["num_steps"])
+    last = args["total_timesteps"] // unit * unit
     evaluated = bool(rows) and {"wall_s", *EVALUATION} <= rows[-1].keys()
-    return evaluated and checkpoint["iteration"] == last and rows[-1]["global_step"] == steps_of(checkpoint)
+    return evaluated and rows[-1]["global_step"] == steps_of(checkpoint) == last
 
 
 def results_lines(rows):

@@ -1,7 +1,8 @@
 """The figures of benchmarks/results: `python -m benchmarks.plot`; `python -m benchmarks.tables` writes the tables.
 
 results/1m.png, 1m_minutes.png, 1m_kl.png: Benchmark-1M; results/longer.png: longer runs;
-results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments.
+results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments;
+results/1m/horizons.png and results/10m/horizons.png: AHAC's horizon during training.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from benchmarks.records import (
     ONE_MILLION_TASKS,
     RESULTS,
     SCRIPTS,
+    TASKS,
     groups_of,
     groups_of_ablation,
     is_standard,
@@ -27,21 +29,28 @@ from benchmarks.records import (
 from benchmarks.scores import mean_interval
 
 COLORS = {"rpo": "C0", "sapo": "C1", "shac": "C2", "reppo": "C3", "ppo": "C4", "gippo": "C5", "sac": "C6"}
+COLORS |= {"ahac": "C8", "fasttd3": "C9"}
 LINES = ("-", "--", ":", "-.")
 
 
 def curve(group, column):
-    """The steps at which all runs of a group logged a column, and its values there, (runs, steps)."""
-    logged = [run.logged(column) for run in group]
-    steps = sorted(set.intersection(*map(set, logged)))
-    return np.array(steps), np.array([[values[step] for step in steps] for values in logged])
+    """The steps at which the first run of a group logged a column, and the values of all of them there, (runs, steps).
+
+    Values of runs that logged at other steps, as AHAC's do with each seed, are interpolated.
+    """
+    logged = [sorted(run.logged(column).items()) for run in group]
+    if not all(logged):  # some have no such column
+        return np.array([]), np.zeros((len(group), 0))
+    first, last = max(values[0][0] for values in logged), min(values[-1][0] for values in logged)
+    steps = [step for step, _ in logged[0] if first <= step <= last]
+    return np.array(steps), np.array([np.interp(steps, *zip(*values)) for values in logged])
 
 
 def draw(ax, group, column, label, color, line, against_minutes=False):
     """The mean over runs, against steps or wall clock, and of several runs the 95 % interval of the mean as a band."""
     x, values = curve(group, column)
     if against_minutes:
-        x = np.mean([[run.logged("wall_s")[step] / 60 for step in x] for run in group], axis=0)
+        x = np.mean([np.interp(x, *zip(*sorted(run.logged("wall_s").items()))) / 60 for run in group], axis=0)
     else:
         x = x / 1e6
     ax.plot(x, values.mean(0), color=color, linestyle=line, linewidth=1.3, label=label)
@@ -137,6 +146,24 @@ def plot_scaling(path):
     finish(figure, axes[0], path.with_suffix(".png"), ncols=3)
 
 
+def plot_horizons(runs, output):
+    """AHAC's horizon, and the stiffness that moves it in multiples of its mean over the first ten iterations."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for env_id, color in zip(tasks_of(runs), itertools.cycle(f"C{k}" for k in range(10))):
+        for line, group in zip(itertools.cycle(LINES), groups_of(runs, env_id, "ahac")):
+            for run in group:
+                steps, stiffness = curve([run], "stiffness")
+                relative = stiffness[0] / stiffness[0][:10].mean()
+                smooth = [relative[max(0, k - 9) : k + 1].mean() for k in range(len(relative))]
+                axes[1].plot(steps / 1e6, smooth, color=color, linestyle=line, linewidth=1.0, label=env_id)
+                steps, horizons = curve([run], "horizon")
+                axes[0].plot(steps / 1e6, horizons[0], color=color, linestyle=line, linewidth=1.3, label=env_id)
+    axes[0].set(xlabel="environment steps [million]", ylabel="horizon [steps]")
+    axes[1].set(xlabel="environment steps [million]", ylabel="stiffness, 1 at the start; mean of 10 iterations")
+    axes[1].axhline(1.0, color="gray", linestyle="--", linewidth=0.8)
+    finish(figure, axes, output, ncols=len(TASKS))
+
+
 def main(results=RESULTS):
     runs = [run for run in read_all(results) if is_standard(run)]
     plot_tasks(runs, results / "longer.png")
@@ -149,6 +176,10 @@ def main(results=RESULTS):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):
         plot_scaling(path)
+    for name, found in {"1m": million, "10m": read_all(results / "10m")}.items():
+        adaptive = [run for run in found if run.script == "ahac"]
+        if adaptive:
+            plot_horizons(adaptive, results / name / "horizons.png")
 
 
 if __name__ == "__main__":

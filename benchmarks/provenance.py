@@ -65,8 +65,12 @@ def write_rows(path, rows, device="cpu"):
 
 def steps_of(checkpoint):
     """Environment steps after which a checkpoint was written; 0 for None."""
-    args = checkpoint["args"] if checkpoint else None
-    return checkpoint["iteration"] * args["num_envs"] * args["num_steps"] if args else 0
+    if checkpoint is None:
+        return 0
+    args = checkpoint["args"]
+    if "horizon" in checkpoint:  # AHAC's iterations have different lengths
+        return int(checkpoint["horizon"]["num_steps"]) * args["num_envs"]
+    return checkpoint["iteration"] * args["num_envs"] * args["num_steps"]
 
 
 def current_commit():

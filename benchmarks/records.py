@@ -30,10 +30,12 @@ SCRIPTS = {
     "rpo": "RPO",
     "shac": "SHAC",
     "sapo": "SAPO",
+    "ahac": "AHAC",
     "reppo": "REPPO",
     "ppo": "PPO",
     "gippo": "GI-PPO",
     "sac": "SAC",
+    "fasttd3": "FastTD3",
 }
 # results/ablations/<name>__<env_id>__<seed>.csv, see ablations.sh
 ABLATIONS = {

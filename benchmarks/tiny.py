@@ -14,7 +14,9 @@ STEPS = 32  # of an iteration: 8 environments x 4
 FLAGS = "--num-envs 8 --num-steps 4 --num-eval-envs 4"
 OWN_FLAGS = dict.fromkeys(SCRIPTS, "--critic-epochs 2 --num-minibatches 2")
 OWN_FLAGS |= dict.fromkeys(("ppo", "reppo"), "--update-epochs 2 --num-minibatches 2")
+OWN_FLAGS["ahac"] += " --horizon-min 4 --horizon-lr 0"  # iterations of one length
 OWN_FLAGS["sac"] = "--num-updates 2 --batch-size 16 --learning-starts 64 --checkpoint-freq 1"
+OWN_FLAGS["fasttd3"] = OWN_FLAGS["sac"]
 CLOCKS = ("wall_s", "eval/wall_s", "charts/SPS", "time/rollout", "time/backward", "time/actor", "time/critic")
 # one thread a process: tiny batches gain nothing from two, and waiting for each other costs a lot on a busy machine
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -225,6 +225,8 @@ def _check_beside_checkpoint(args, default, checkpoint, fixed):
             refuse(name, f"expected {getattr(default, name)}, as in --checkpoint, got {given}")
         if args.eval_only and name not in FLAGS_OF_AN_EVALUATION:
             refuse(name, f"expected none beside --eval-only, where it has no effect, got {given}")
+    if "horizon" in checkpoint:  # the iterations of AHAC have different lengths; it looks at its steps itself
+        return
     steps = checkpoint["iteration"] * args.num_envs * args.num_steps
     if args.total_timesteps != default.total_timesteps and args.total_timesteps < steps:
         refuse("total_timesteps", f"expected the {steps} steps of --checkpoint or more, got {args.total_timesteps}")
@@ -247,7 +249,7 @@ def _check_run(args, default):
         except ImportError:
             refuse("track", "expected the package wandb, which is not installed: pip install wandb")
     for name, (other, value) in NEEDS.items():
-        if getattr(args, name, None) != getattr(default, name, None) and getattr(args, other) != value:
+        if getattr(args, name, None) != getattr(default, name, None) and getattr(args, other, value) != value:
             flag = f"--{_dashed(other)}" + ("" if value is True else f" {value}")
             refuse(name, f"expected {flag} beside it, without which it has no effect, got {getattr(args, name)} alone")
 
@@ -278,7 +280,13 @@ def _check_sizes(args, default):
     if minibatches > rows:
         expected = f"at most {rows}, the steps of a rollout ({rollout})"
         refuse("num_minibatches", f"expected {expected}, got {minibatches}")
-    if hasattr(args, "buffer_size"):  # SAC
+    for names in (("horizon_min", "num_steps", "horizon_max"), ("noise_min", "noise_max")):  # AHAC, FastTD3
+        values = [getattr(args, name, 0) for name in names if hasattr(args, names[0])]
+        if values != sorted(values):
+            name = blame(names[0], names[-1], *names)
+            needed = " <= ".join(f"--{_dashed(name)} {value}" for name, value in zip(names, values))
+            refuse(name, f"expected {needed}, got {getattr(args, name)}")
+    if hasattr(args, "buffer_size"):  # SAC and FastTD3
         if args.buffer_size < args.num_envs * args.num_nsteps:
             name = blame("buffer_size", "num_nsteps", "num_envs")
             needed = f"--num-envs {args.num_envs} x --num-nsteps {args.num_nsteps}"
@@ -296,7 +304,7 @@ def _check_memory(args):
     row = 4 * (2 * task.num_obs + task.num_actions)  # bytes
     rows = {"num_envs": args.num_envs * args.num_steps / num_processes, "num_eval_envs": args.num_eval_envs}
     rows |= {"buffer_size": getattr(args, "buffer_size", 0) / num_processes}
-    rows |= {"batch_size": args.batch_size / num_processes}
+    rows |= {"batch_size": getattr(args, "batch_size", 0) / num_processes}
     memory = _memory(args)
     for name, count in rows.items():
         if count * row > memory:

@@ -258,6 +258,21 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             check_numbers(name, value)
         self.joint_q, self.joint_qd = (x.clone(memory_format=torch.contiguous_format) for x in (joint_q, joint_qd))
 
+    def at_origin(self, joint_q, joint_qd):
+        """The states (N, nq), (N, nv) with a floating robot moved along the ground to x = z = 0; others as they are.
+
+        It moves there as it does anywhere.  But its twist is taken about the world origin, so that a derivative with
+        respect to the coordinates grows with the distance from there: compare derivatives of states at the origin.
+        """
+        if not self.articulation.floats:
+            return joint_q, joint_qd
+        # about the point c on the ground below the root:  p' = p - c,  v' = v + w x c
+        position, rest = joint_q.split([3, joint_q.shape[1] - 3], dim=1)
+        angular, linear, rates = joint_qd.split([3, 3, joint_qd.shape[1] - 6], dim=1)
+        place = position * position.new_tensor([1.0, 0.0, 1.0])
+        moved = [angular, linear + torch.linalg.cross(angular, place), rates]
+        return torch.cat([position - place, rest], dim=1), torch.cat(moved, dim=1)
+
     @_of_an_open_environment
     def state_dict(self):
         """Everything that a bit-exact continuation needs, as tensors without gradients."""

@@ -22,7 +22,7 @@ NAMES = {script: [field.name for field in dataclasses.fields(module.Args)] for s
 
 # what cannot change within a run: it is refused
 REFUSED = {"env_id": "ant", "exp_name": "x", "num_envs": 16, "num_steps": 8, "buffer_size": 64, "v_min": -9, "v_max": 9}
-REFUSED |= {"num_bins": 9, "hl_gauss": False, "reward_scale": 2.0, "alpha_init": 0.5, "beta_init": 0.5}
+REFUSED |= {"num_bins": 9, "hl_gauss": False, "reward_scale": 2.0, "alpha_init": 0.5, "beta_init": 0.5, "num_atoms": 9}
 # what changes how the networks are trained, and a value that does so within two tiny iterations
 TRAINING = {"seed": 2, "total_timesteps": 999, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "gamma": 0.5}
 TRAINING |= {"final_learning_rate": 1e-3, "td_lambda": 0.5, "gae_lambda": 0.5, "update_epochs": 3, "critic_epochs": 3}
@@ -33,21 +33,29 @@ TRAINING |= {"alpha_factor": 1.5, "alpha_epochs": 3, "max_oorr": 0.0, "minibatch
 TRAINING |= {"target_critic_keep": 0.9, "dual_learning_rate": 0.1, "weight_decay": 9.0, "num_value_samples": 1}
 TRAINING |= {"actor_gradient": "score", "kl_bound": 1e-9, "kl_mode": "full", "kl_estimator": "mc"}
 TRAINING |= {"target_entropy_scale": 9.0, "aux_coef": 0.0, "learning_starts": 128, "num_updates": 1}
-TRAINING |= {"num_nsteps": 1, "tau": 0.9}
+TRAINING |= {"num_nsteps": 1, "tau": 0.9, "policy_freq": 1, "noise_min": 0.3, "noise_max": 0.9, "target_noise": 0.5}
+TRAINING |= {"target_noise_clip": 1e-3}
 # what is read only where another flag has a certain value: without it, it is refused
 WITH_ANOTHER = {"num_kl_samples": (2, ("--kl-estimator", "mc"))}
 # what counts in these tiny runs only beside another flag
 BESIDE_ANOTHER = WITH_ANOTHER | {"alpha_interval": (1e6, ("--max-oorr", 1.0))}
+LONG = ("--total-timesteps", 16 * 32)  # the horizon of AHAC stays where it is for ten iterations
+SOFT, STIFF = ((*LONG, "--horizon-lr", 500, "--stiffness-limit", limit) for limit in (2.0, 0.5))
+BESIDE_ANOTHER |= {"horizon_lr": (500.0, LONG), "horizon_dual_lr": (0.1, (*LONG, "--horizon-lr", 500))}
+BESIDE_ANOTHER |= {"stiffness_limit": (2.0, (*LONG, "--horizon-lr", 500)), "horizon_min": (2, STIFF)}
+BESIDE_ANOTHER |= {"horizon_max": (5, SOFT), "critic_tolerance": (1e6, ("--critic-epochs", 6))}
 WITHOUT_ANOTHER = {"target_kl": "--no-adaptive-lr", "alpha_learning_rate": "--no-autotune"}
 # what does not reach the networks; each has a test of its own here or in test_scripts.py
 AROUND = {"cuda", "track", "checkpoint", "checkpoint_freq", "eval_only", "eval_freq", "num_eval_envs", "capture_video"}
-COMPUTED = {"batch_size", "num_iterations"}  # no flags, but for SAC's batch_size
-SAC = {"batch_size": 8, "learning_rate": 1e-3}
+COMPUTED = {"batch_size", "num_iterations"}  # no flags, but for the batch_size of SAC and FastTD3
+OFF_POLICY = {"batch_size": 8, "learning_rate": 1e-3}
 
 
 def of_training(script):
     return {
-        name: value for name, value in (TRAINING | (SAC if script == "sac" else {})).items() if name in NAMES[script]
+        name: value
+        for name, value in (TRAINING | (OFF_POLICY if "buffer_size" in NAMES[script] else {})).items()
+        if name in NAMES[script]
     }
 
 
@@ -261,7 +269,8 @@ def test_help_begins_with_what_the_script_is(script, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_one_environment_and_one_step_train_without_a_warning(script, tmp_path, recwarn):
     one = "--num-envs 1 --num-steps 1 --num-eval-envs 1 --total-timesteps 4".split()
-    own = "--learning-starts 0 --batch-size 1" if script == "sac" else "--num-minibatches 1"
+    own = "--learning-starts 0 --batch-size 1" if "buffer_size" in NAMES[script] else "--num-minibatches 1"
+    own += " --horizon-min 1" if script == "ahac" else ""
     output = run_here(tmp_path, script, *one, *own.split(), "--eval-freq", 2)
     assert "done: 4 steps" in output and "+- 0.0" in output
     assert not [

@@ -19,7 +19,6 @@ from benchmarks.records import (
     ONE_MILLION_TASKS,
     RESULTS,
     ROOT,
-    SCRIPTS,
     read,
     read_ablations,
     read_all,
@@ -202,6 +201,21 @@ def test_plot_writes_the_figures_that_the_results_page_shows(results):
     assert {*re.findall(r"!\[.*?\]\(results/(.*?)\)", text)} <= names
 
 
+def test_horizons_of_seeds_whose_iterations_differ_are_drawn(tmp_path):
+    head = "# command: python ahac_continuous.py --env-id ant, commit: abc1234, device: toaster, cores: 2, torch: 2, "
+    columns = "global_step,wall_s,episodic_return,SPS,horizon,stiffness,eval_episodic_return"
+    for seed, length in ((1, 32), (2, 40)):
+        rows = [f"{length * k},{k},{length * k},9000,{length},{200 + k}," for k in range(1, 30)]
+        path = tmp_path / "1m" / f"ahac_continuous__ant__{seed}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join([f"{head}warp: 1, date: 2026-11-26", columns, *rows, "928,30,,,,,10"]) + "\n")
+    runs = read_one_million(tmp_path)
+    steps, values = plot.curve(runs, "episodic_return")
+    assert list(steps) == [*range(64, 929, 32)] and (values == steps).all()  # between the steps of the other one
+    plot.plot_horizons(runs, tmp_path / "horizons.png")
+    assert (tmp_path / "horizons.png").exists()
+
+
 def write_speeds(path):
     path.write_text(
         "# command: x, commit: abc1234, device: toaster, cores: 2, torch: 2, warp: 1, date: 2026-11-21\n"
@@ -240,7 +254,9 @@ def test_the_commands_of_the_paper_can_be_run():
             tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)  # unknown ones would exit
 
 
-@pytest.mark.parametrize("name, count", [("one_million", len(SCRIPTS) * len(ONE_MILLION_TASKS)), ("ablations", 3)])
+@pytest.mark.parametrize(
+    "name, count", [("one_million", 7 * len(ONE_MILLION_TASKS)), ("ablations", 3), ("ahac_fasttd3", 13)]
+)
 def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count):
     """As GNU parallel or a Slurm array job takes them."""
     list_runs = ["bash", str(BENCHMARKS / f"{name}.sh"), "2", "--list"]
@@ -254,6 +270,7 @@ def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count)
         args = tyro.cli(run.Args, args=words[3:])
         (one,) = run.all_runs(args)
         assert run.command_of(one, args) == command and one.seed == 2 and "--total-timesteps 1000000" in one.command
-        assert args.results in (Path("benchmarks/results/1m"), Path("benchmarks/results/ablations"))
+        assert args.results.parent == Path("benchmarks/results")
+        assert args.results.name in ("1m", "ablations", "arms", "10m")
         _, script, *flags = shlex.split(one.command)
         tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)

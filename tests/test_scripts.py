@@ -22,13 +22,27 @@ import tyro
 from running import CARTPOLE, SCRIPTS, events, path, run_here, state_of_this_process
 
 import envs
-from benchmarks.tiny import CLOCKS, STEPS, assert_same, iterations, load, run, run_dir, start, total
+from benchmarks.collect import is_finished
+from benchmarks.provenance import steps_of
+from benchmarks.tiny import (
+    CLOCKS,
+    STEPS,
+    assert_same,
+    assert_same_training,
+    iterations,
+    load,
+    run,
+    run_dir,
+    start,
+    total,
+)
 
-ANALYTIC = ("rpo", "shac", "sapo", "gippo")  # with the simulator's gradient
-RELATIVES = ("rpo", "shac", "sapo")
+ANALYTIC = ("rpo", "shac", "sapo", "ahac", "gippo")  # with the simulator's gradient
+RELATIVES = ("rpo", "shac", "sapo", "ahac")
+OFF_POLICY = ("sac", "fasttd3")
 TOTAL = 8 * STEPS  # of a whole run
 # RPO's first ant falls in the fifth iteration; SHAC's stands for 1,000 steps of an evaluation
-ROBOTS = dict.fromkeys(SCRIPTS, "ant") | {"shac": "hopper"}
+ROBOTS = dict.fromkeys(SCRIPTS, "ant") | dict.fromkeys(("shac", "ahac"), "hopper")
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
@@ -93,20 +107,23 @@ def test_the_log_of_a_whole_run(whole):
     own = {
         "rpo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
         "sapo": "losses/entropy losses/alpha",
+        "ahac": "charts/horizon charts/horizon_dual charts/stiffness losses/critic_passes",
         "gippo": "losses/entropy losses/alpha losses/out_of_range_ratio losses/clipfrac losses/ratio_max",
         "ppo": "losses/entropy losses/clipfrac losses/ratio_max losses/effective_sample_ratio",
         "reppo": "losses/entropy losses/clipfrac losses/alpha losses/beta losses/aux_loss losses/target_clip_frac",
-        "sac": "losses/entropy losses/alpha losses/q_value",
+        "sac": "losses/entropy losses/alpha losses/q_value losses/approx_kl",
+        "fasttd3": "losses/q_value losses/q_at_the_ends losses/saturation charts/noise_std",
     }
     tags = """charts/episodic_return charts/episodic_length charts/SPS charts/learning_rate charts/diverged
-        losses/value_loss losses/actor_grad_norm losses/critic_grad_norm losses/approx_kl
+        losses/value_loss losses/actor_grad_norm losses/critic_grad_norm
         time/rollout time/actor time/critic"""
     tags += " losses/action_grad_norm losses/nonfinite_action_grads time/backward" if script in ANALYTIC else ""
-    tags += " losses/explained_variance" if script != "sac" else ""
+    tags += " losses/explained_variance losses/approx_kl" if script not in OFF_POLICY else ""
     every = [*range(STEPS, TOTAL + 1, STEPS)]
     for tag in f"{tags} {own.get(script, '')}".split():
         steps = [step for step, _ in log[tag]]
-        assert steps == (every[1:] if script == "sac" and len(steps) == 7 else every), tag  # SAC waits for its buffer
+        # the first updates wait for the buffer
+        assert steps == (every[1:] if script in OFF_POLICY and len(steps) == 7 else every), tag
         assert tag.startswith("charts/episodic") or all(math.isfinite(value) for _, value in log[tag]), tag
     assert all(value > 0 for _, value in log["losses/actor_grad_norm"])
     for tag in ("episodic_return", "return_std", "episodic_length"):
@@ -123,7 +140,7 @@ def test_the_learning_rate_and_the_optimisers(whole):
         assert [rate for _, rate in log["charts/learning_rate"]] == pytest.approx(rates.tolist())
     usual, short = ((0.9, 0.999), 1e-8, 0.01), ((0.7, 0.95), 1e-8, 0.01)
     settings = {"ppo": 2 * [((0.9, 0.999), 1e-5, 0.01)], "reppo": 2 * [((0.9, 0.999), 1e-8, 0.0)]}
-    settings |= {"sac": [usual, usual], "gippo": [usual, short]}
+    settings |= {"sac": [usual, usual], "gippo": [usual, short], "fasttd3": 2 * [((0.9, 0.999), 1e-8, 0.1)]}
     for name, expected in zip(("actor_optimizer", "critic_optimizer"), settings.get(script, [short, short])):
         (group,) = state[name]["param_groups"]
         assert (tuple(group["betas"]), group["eps"], group["weight_decay"]) == expected
@@ -303,10 +320,32 @@ def test_wandb_gets_the_id_of_the_run_again_when_it_is_resumed(go_on, monkeypatc
 
 
 @pytest.mark.parametrize("flags, new_episodes", [((), False), (("--seed", 7), True)])
-def test_no_window_of_sac_crosses_into_the_new_episodes_of_a_resumed_run(go_on, flags, new_episodes):
-    _, folder = go_on("sac", *flags)
+@pytest.mark.parametrize("script", OFF_POLICY)
+def test_no_window_crosses_into_the_new_episodes_of_a_resumed_run(script, go_on, flags, new_episodes):
+    _, folder = go_on(script, *flags)
     truncated = load(folder / "checkpoint.pt")["replay"]["truncated"]  # four iterations of four steps
     assert truncated[7].all() == new_episodes and not truncated[[6, 8, 15]].any()
+
+
+ADAPTED = ("--horizon-min", 2, "--horizon-max", 8, "--horizon-lr", 50, "--total-timesteps", 28 * STEPS)
+
+
+def test_a_horizon_that_changes_is_resumed_bit_identically_and_the_budget_kept(tmp_path):
+    folders = {}
+    for name, options in (("whole", {}), ("killed", {"code": KILLED.replace("== 6", "== 16"), "expect": -9})):
+        run(tmp_path / name, "ahac", *CARTPOLE, *ADAPTED, **options)
+        folders[name] = run_dir(tmp_path / name)
+    assert load(folders["killed"] / "checkpoint.pt")["iteration"] == 15
+    time.sleep(1.0)  # the logs of two processes are read in the order of the seconds in their names
+    run_here(tmp_path, "ahac", "--checkpoint", folders["killed"] / "checkpoint.pt")
+    assert_same_training(*folders.values())
+    state, log = load(folders["killed"] / "checkpoint.pt"), events(folders["whole"])
+    lengths = [value for _, value in log["charts/horizon"]]
+    assert set(lengths[:11]) == {4} and len(set(lengths[11:])) > 1  # ten iterations make the limit
+    steps = [step for step, _ in log["charts/horizon"]]
+    assert [8 * length for length in lengths] == [b - a for a, b in zip([0, *steps], steps)]
+    assert steps[-1] == steps_of(state) == 28 * STEPS  # the last rollout is cut
+    assert is_finished(folders["killed"]) and state["iteration"] == len(steps)
 
 
 # flags
@@ -331,6 +370,12 @@ def test_no_window_of_sac_crosses_into_the_new_episodes_of_a_resumed_run(go_on, 
             "--num-minibatches: expected at most 32, the steps of a rollout (--num-envs 8 x --num-steps 4), got 33",
         ),
         ("sapo", "--alpha 0", "--alpha: expected 1e-12 to 1000000.0, got 0.0"),
+        (
+            "ahac",
+            "--horizon-max 3",
+            "--horizon-max: expected --horizon-min 4 <= --num-steps 4 <= --horizon-max 3, got 3",
+        ),
+        ("fasttd3", "--noise-min 0.5", "--noise-min: expected --noise-min 0.5 <= --noise-max 0.4, got 0.5"),
     ],
 )
 def test_a_bad_flag_ends_a_script_with_one_sentence(tmp_path, script, flags, sentence):
@@ -361,7 +406,7 @@ def test_every_number_refuses_what_it_cannot_mean(script, tmp_path, monkeypatch)
         numbers |= {field.name: [-1, -(10**13), 10**13]} if int in kinds else {}
         numbers |= {field.name: [-1e30, math.nan, -math.inf]} if float in kinds else {}
     assert len(numbers) > 10
-    if script == "reppo":
+    if "v_min" in numbers:
         numbers["v_min"] = [1.0, math.nan, -math.inf]  # this one has to be negative or 0
     for name, refused in numbers.items():
         for value in refused:
@@ -433,7 +478,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_learned_from(sc
 
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", remember)
     monkeypatch.setattr(envs.VectorEnv, "step", lambda self, action: calls.append(self) or step(self, action))
-    if which > 1 and script in ("rpo", "shac", "ppo"):
+    if which > 1 and script in ("rpo", "shac", "ahac", "ppo", "fasttd3"):
         run_here(tmp_path, script, *total(1))
         assert len(optimizers) == 2  # it has no third one
         return
@@ -469,6 +514,16 @@ def test_long_rows_of_the_action_gradient_are_shortened(script, tmp_path):
     assert events(run_dir(tmp_path))["losses/action_grad_norm"] == [(STEPS, pytest.approx(1e-5, rel=1e-4))]
 
 
+@pytest.mark.parametrize("num_updates, critic, actor", [(1, 9, 4), (2, 18, 9), (4, 36, 18)])
+def test_fasttd3_updates_its_actor_after_every_second_update_of_its_critics(num_updates, critic, actor, tmp_path):
+    run_here(tmp_path, "fasttd3", *total(4), "--num-updates", num_updates, "--tau", 1)
+    state = load(run_dir(tmp_path) / "checkpoint.pt")
+    # 16 steps of all environments; from the eighth on the buffer holds enough of them
+    for name, expected in (("critic_optimizer", critic), ("actor_optimizer", actor)):
+        assert {moments["step"].item() for moments in state[name]["state"].values()} == {expected}
+    assert_same(state["target_critic"], state["critic"], "tau 1")
+
+
 def test_the_temperature_of_sapo_stays_where_it_is_told_to(tmp_path):
     run_here(tmp_path, "sapo", *total(3), "--no-autotune", "--alpha", 0.25)
     assert {value for _, value in events(run_dir(tmp_path))["losses/alpha"]} == {0.25}
@@ -476,6 +531,7 @@ def test_the_temperature_of_sapo_stays_where_it_is_told_to(tmp_path):
 
 # the text of the scripts
 BUDGETS = {"shac": 450, "rpo": 510, "ppo": 510, "sapo": 510, "sac": 510, "gippo": 580, "reppo": 620}
+BUDGETS |= {"ahac": 560, "fasttd3": 560}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -484,7 +540,7 @@ def test_a_script_is_short(script):
 
 
 @pytest.mark.skipif(shutil.which("diff") is None, reason="needs diff")
-@pytest.mark.parametrize("a, b, limit", (("shac", "rpo", 200), ("shac", "sapo", 120)))
+@pytest.mark.parametrize("a, b, limit", (("shac", "rpo", 200), ("shac", "sapo", 120), ("shac", "ahac", 200)))
 def test_siblings_differ_in_the_algorithm(a, b, limit):
     result = subprocess.run(["diff", path(a), path(b)], capture_output=True, text=True)
     assert len(re.findall("^[<>]", result.stdout, re.MULTILINE)) < limit
@@ -497,6 +553,7 @@ SHARED = {  # functions and classes, and the scripts in which they are the same
     **dict.fromkeys(("td_lambda_targets", "critic_loss", "gaussian_kl"), RELATIVES),
     "squashed_entropy": ("rpo", "sapo"),
     "Temperature": ("sapo", "sac"),
+    "Replay": OFF_POLICY,
 }
 PLUMBING = (  # beginnings of the statements of the main block that are the same in all scripts
     "signal.signal",
@@ -532,6 +589,19 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
     "envs.save_checkpoint",
 )
 
+AHAC = {  # its iterations have different lengths: what it says instead of the others
+    "if first_step + args.num_envs > args.total_timesteps:": "if start >= args.num_iterations:",
+    "(global_step - first_step) / (": "(iteration - start) * args.batch_size / (",
+    "(args.total_timesteps - global_step) / sps": "(args.num_iterations - iteration) * args.batch_size / sps",
+    "({global_step / args.total_timesteps:.0%})": "({iteration / args.num_iterations:.0%})",
+    "and not is_last:": "and iteration < args.num_iterations:",
+    "first_step": "start * args.batch_size",
+    "        episodes.extend": "        global_step = iteration * args.batch_size\n        episodes.extend",
+    "        for tag, value in evaluate": (
+        "        global_step = max(start, args.num_iterations) * args.batch_size\n        for tag, value in evaluate"
+    ),
+}
+
 
 @pytest.mark.parametrize("name", SHARED)
 def test_functions_that_scripts_share_are_the_same_word_for_word(name):
@@ -556,6 +626,10 @@ def statements(script):
     # SAC calls the product of N and H rollout_size, because its batches come from the replay buffer
     source = path(script).read_text().replace("rollout_size", "args.batch_size")
     source = re.sub(r'\n +replay.data\["truncated"\].*', "", source)  # and beside new episodes it closes the old ones
+    source = source.replace('{"env": env, "noise": noise}, checkpoint', '{"env": env}, checkpoint')  # FastTD3
+    for counted_in_steps, counted_in_iterations in AHAC.items() if script == "ahac" else ():
+        assert counted_in_steps in source
+        source = source.replace(counted_in_steps, counted_in_iterations)
     (main,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
-    (loop,) = (node for node in main.body if isinstance(node, ast.For))
+    (loop,) = (node for node in main.body if isinstance(node, ast.For | ast.While))
     return [ast.get_source_segment(source, node) for node in (*main.body, *loop.body) if node is not loop]

@@ -23,7 +23,7 @@ from benchmarks.tiny import ENVIRONMENT, STEPS, load, run_dir, total
 
 NUM_ENVS = 8
 SEED = 5
-GRADIENTS = ("rpo", "shac", "sapo", "gippo", "ppo")
+GRADIENTS = ("rpo", "shac", "sapo", "ahac", "gippo", "ppo")
 # one iteration on the whole batch, without clipping, which would hide a wrong length
 ONE_ITERATION = f"--num-minibatches 1 --max-grad-norm 1e9 --num-eval-envs {NUM_ENVS} --total-timesteps {STEPS}".split()
 

@@ -138,6 +138,11 @@ class Articulation:
     def roots(self) -> list[Link]:
         return [link for link in self.links if link.parent < 0]
 
+    @property
+    def floats(self) -> bool:
+        """Whether it is one robot with a free root, which may be anywhere; beside a second root its place matters."""
+        return self.links[0].joint == FREE and len(self.roots) == 1
+
 
 def end_contacts(shapes, **material):
     """One contact point for a sphere and two for a capsule; boxes have none. material: see ContactPoint."""

@@ -99,9 +99,7 @@ def _fill(model, columns, device):
 
 
 def _num_shifted(articulation):
-    """A single floating root may be anywhere; beside a second root its place matters."""
-    floats = articulation.links[0].joint == FREE and len(articulation.roots) == 1
-    return 3 if floats else int(articulation.translates_along_x)
+    return 3 if articulation.floats else int(articulation.translates_along_x)
 
 
 def _link_columns(links):
