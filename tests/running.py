@@ -39,7 +39,9 @@ def run_here(folder, script, *flags, expect=0):
     try:
         with state_of_this_process(), contextlib.chdir(folder):
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                runpy.run_path(sys.argv[0], run_name="__main__")
+                names = runpy.run_path(sys.argv[0], run_name="__main__")
+        # a graph of autograd holds the script's functions, and they its environment, with that graph: without end
+        names["evaluate"].__globals__.clear()
     except SystemExit as end:
         code = end.code or 0
     finally:
