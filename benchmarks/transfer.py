@@ -97,7 +97,7 @@ def _go1_model(xml):
             raise ValueError(f"xml: expected the joints of envs/go1.py in its order, got {name} for {link.name}")
         spec.joint(name).armature = link.armature
         servo = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        servo.set_to_position(kp=go1.KP, kv=go1.KD)
+        servo.set_to_position(kp=link.stiffness, kv=link.motor_damping)
         servo.forcelimited, servo.forcerange = True, [-link.effort_limit, link.effort_limit]
     return spec.compile()
 

@@ -5,27 +5,29 @@ joint follows a position target, as on the real robot, at 50 Hz:
 
     target = START_ANGLES + 0.5 rad * action        torque = kp (target - q) - kd q', at most the motor's
 
-    action      joint                          limits [rad]       torque [N m]    observation: see floating_base.py,
-    0 3 6 9     hip, abduction, about x        -0.863  0.863      23.7            n = 12, 49 numbers
-    1 4 7 10    thigh, about y                 -0.686  4.501      23.7
-    2 5 8 11    calf, about y                  -2.818 -0.888      35.55
+    action      joint                          limits [rad]      kp    kd    torque [N m]    observation: see
+    0 3 6 9     hip, abduction, about x        -0.863  0.863     16    1.0   23.7            floating_base.py, n = 12,
+    1 4 7 10    thigh, about y                 -0.686  4.501     16    1.0   23.7            49 numbers
+    2 5 8 11    calf, about y                  -2.818 -0.888     36    2.3   35.55
 
 Reward, from the observation o after the step, the action a of the step and the one before, b, and the torques tau:
 
-    1 + 1 - (o5 - 1)^2 - o7^2    on its feet; forward velocity 1 m/s, none sideways
-    + 0.5 (o35 - 1) + (o36 - 1)  upright, heading
-    - 2e-4 |tau|^2               effort, N m
-    - 0.02 |a - b|^2             smoothness
+    1 + 1 - (o5 - 1)^2 - o7^2               on its feet; forward velocity 1 m/s, none sideways
+    + (o35 - 1) + (o36 - 1)                 upright, heading
+    - 20 (o0 - 0.27)^2                      height
+    - 2e-4 |tau|^2                          effort, N m
+    - 0.02 |a - b|^2                        smoothness
 
 Termination: the trunk's centre below 0.18 m, or o35 < 0.5 (tilted by 60 degrees).
-Time limit: 1000 steps of 0.02 s (20 substeps, mass matrix rebuilt every 10).
+Time limit: 1000 steps of 0.02 s (16 substeps, mass matrix rebuilt every 8).
 Reset: height 0.3 m, START_ANGLES; noise +-0.02 m, 7.5 degrees, +-0.1 rad, and a push: all velocities +-0.5.
 
 Numbers: masses, centres of mass, inertias, geometry, limits and torques are those of Unitree's go1_description
 (unitree_ros), as converted in the go1.xml of MuJoCo Menagerie and mjlab 1.6; a test compares them.  Armature: rotor
-inertia 1.11842e-4 kg m^2 (same source) times the square of the gear ratio, 6 and for the calf 9.  kp 35 and kd 0.5 are
-MuJoCo Playground's, START_ANGLES those of mjlab, friction 0.8 Menagerie's for the feet.  The ground's stiffness and
-damping are those of mjcf.py for 12.74 kg, 0.01 m and 0.03 s.  Friction inside the motors is left out.
+inertia 1.11842e-4 kg m^2 (same source) times the square of the gear ratio, 6 and for the calf 9.  kp, kd and
+START_ANGLES are mjlab's: 10 Hz and a damping ratio of 2 with the armature alone.  Friction 0.8 is Menagerie's for the
+feet.  Friction inside the motors is left out.  The ground's stiffness and damping are those of mjcf.py for 12.74 kg,
+0.02 m and 0.05 s: a harder ground, and a kd of 0.5, let gradients through 32 steps grow beyond use.
 """
 
 import torch
@@ -34,14 +36,13 @@ from torch.nn.functional import pad
 from envs.floating_base import FloatingBase
 from envs.physics import FREE, REVOLUTE, Articulation, Box, Capsule, Link, end_contacts
 
-KP, KD = 35.0, 0.5  # N m/rad, N m s/rad
 ACTION_SCALE = 0.5  # rad
 ROTOR_INERTIA = 1.11842e-4  # kg m^2
-HIP_MOTOR = {"armature": 6**2 * ROTOR_INERTIA, "effort_limit": 23.7}
-CALF_MOTOR = {"armature": 9**2 * ROTOR_INERTIA, "effort_limit": 35.55}
-JOINT = {"joint": REVOLUTE, "stiffness": KP, "motor_damping": KD, "limit_damping": 3.0, "limit_damping_depth": 0.01}
-JOINT |= {"limit_stiffness": 400.0}
-GROUND = {"stiffness": 1.25e4, "damping": 4.25e4, "friction_stiffness": 425.0, "friction": 0.8}
+# kp and kd, N m/rad and N m s/rad, are spring and damper
+HIP_MOTOR = {"armature": 6**2 * ROTOR_INERTIA, "stiffness": 16.0, "motor_damping": 1.0, "effort_limit": 23.7}
+CALF_MOTOR = {"armature": 9**2 * ROTOR_INERTIA, "stiffness": 36.0, "motor_damping": 2.3, "effort_limit": 35.55}
+JOINT = {"joint": REVOLUTE, "limit_stiffness": 400.0, "limit_damping": 3.0, "limit_damping_depth": 0.01}
+GROUND = {"stiffness": 6.25e3, "damping": 1.27e4, "friction_stiffness": 255.0, "friction": 0.8}
 
 
 def symmetric(xx, xy, xz, yy, yz, zz):
@@ -134,23 +135,23 @@ class Go1(FloatingBase):
         shapes=BODY + TOUCHING + DRAWN,
     )
     num_obs, num_actions = 49, 12
-    dt, substeps, mass_matrix_interval = 0.02, 20, 10
+    dt, substeps, mass_matrix_interval = 0.02, 16, 8
     max_episode_steps = 1000
     start_height, start_angles = 0.3, START_ANGLES
     position_noise, joint_noise, velocity_noise = 0.02, 0.1, 0.5
     termination_height = 0.18
-    wanted_velocity = 1.0  # m/s
+    wanted_velocity, wanted_height = 1.0, 0.27  # m/s, m
     camera_distance, camera_height = 1.8, 0.25
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        limits = [link.effort_limit for link in self.articulation.links[1:]]
-        self.effort_limit = self.constant(limits)
+        motors = [(x.stiffness, x.motor_damping, x.effort_limit) for x in self.articulation.links[1:]]
+        self.kp, self.kd, self.strongest = self.constant(motors).unbind(1)
         self.stand = self.constant(self.start_angles)
 
     def actuate(self, action):
         self.action_before = self.last_action  # for the reward of this step
-        return pad(KP * self.target(action), (6, 0))  # the rest of the PD law is the joints' spring and damper
+        return pad(self.kp * self.target(action), (6, 0))  # the rest of the PD law is the joints' spring and damper
 
     def target(self, action):
         """Wanted joint angles (N, 12), rad."""
@@ -159,12 +160,12 @@ class Go1(FloatingBase):
     def torques(self, obs, action):
         """Of the motors in the state that obs shows, (N, 12), N m."""
         angles, rates = obs[:, 11:23], 10.0 * obs[:, 23:35]
-        effort = KP * (self.target(action) - angles) - KD * rates
-        return torch.maximum(torch.minimum(effort, self.effort_limit), -self.effort_limit)
+        torques = self.kp * (self.target(action) - angles) - self.kd * rates
+        return torch.maximum(torch.minimum(torques, self.strongest), -self.strongest)
 
     def reward(self, obs, action):
         velocity = 2.0 - (obs[:, 5] - self.wanted_velocity) ** 2 - obs[:, 7] ** 2
-        posture = 0.5 * (obs[:, 35] - 1.0) + (obs[:, 36] - 1.0)
+        posture = (obs[:, 35] - 1.0) + (obs[:, 36] - 1.0) - 20.0 * (obs[:, 0] - self.wanted_height) ** 2
         effort = (self.torques(obs, action) ** 2).sum(dim=1)
         change = ((action - self.action_before) ** 2).sum(dim=1)
         return velocity + posture - 2e-4 * effort - 0.02 * change
