@@ -373,17 +373,17 @@ if __name__ == "__main__":
     # resume
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
+    if args.eval_only:
+        envs.restore({"actor": actor, "normalizer": normalizer, "horizon": horizon}, checkpoint)
+        if rank == 0:
+            evaluate(actor, normalizer, args, f"{run_dir}/video-{int(horizon.num_steps) * args.num_envs}")
+        sys.exit()
     if checkpoint:
-        policy = {"actor": actor, "normalizer": normalizer, "horizon": horizon}
-        envs.restore(policy if args.eval_only else parts, checkpoint)
+        envs.restore(parts, checkpoint)
     first_step = int(horizon.num_steps) * args.num_envs
     if args.total_timesteps < first_step:
         expected = f"expected the {first_step} steps of --checkpoint or more"
         envs.refuse("total_timesteps", f"{expected}, got {args.total_timesteps}")
-    if args.eval_only:
-        if rank == 0:
-            evaluate(actor, normalizer, args, f"{run_dir}/video-{first_step}")
-        sys.exit()
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])

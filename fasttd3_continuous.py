@@ -150,7 +150,7 @@ class Actor(nn.Module):
         self.network = mlp(num_obs, num_actions)
         nn.init.normal_(self.network[-1].weight, std=0.01)  # the first actions are small
         nn.init.zeros_(self.network[-1].bias)
-        self.register_buffer("noise_range", torch.zeros(2))  # noise_min and noise_max, for act()
+        self.register_buffer("noise_range", torch.ones(2))  # noise_min and noise_max, for act()
 
     def forward(self, obs):
         return torch.tanh(self.network(obs))
@@ -386,16 +386,16 @@ if __name__ == "__main__":
     # resume
     start = checkpoint["iteration"] if checkpoint else 0
     episodes = deque(checkpoint["episodes"] if checkpoint else (), maxlen=100)  # return and length of the last 100
-    if checkpoint:
-        envs.restore({"actor": actor, "normalizer": normalizer} if args.eval_only else parts, checkpoint)
-    actor.noise_range.copy_(torch.tensor([args.noise_min, args.noise_max]))
     if args.eval_only:
+        envs.restore({"actor": actor, "normalizer": normalizer}, checkpoint)
         if rank == 0:
             evaluate(actor, normalizer, args, f"{run_dir}/video-{start * rollout_size}")
         sys.exit()
     if checkpoint:
+        envs.restore(parts, checkpoint)
         envs.restore({"replay": replay}, checkpoint)
         del checkpoint["replay"]  # it is as large as the buffer
+    actor.noise_range.copy_(torch.tensor([args.noise_min, args.noise_max]))
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env, "noise": noise}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
