@@ -97,7 +97,8 @@ def _memory(good):
         found = {"inference": good.clone()}
     negative = torch.complex(good, -good).conj().imag  # a view whose numbers torch negates when it reads them
     found |= {"not contiguous": spread[::2], "column major": good.T.contiguous().T, "negative view": negative}
-    found |= {"expanded": good[:1].expand(len(good), -1), "sparse": good.to_sparse(), "meta": good.to("meta")}
+    found |= {"expanded": good[:1].expand(len(good), -1), "meta": good.to("meta")}
+    found["sparse"] = good.as_subclass(torch.Tensor).to_sparse()
     return found | {"nested": torch.nested.nested_tensor(list(good), layout=torch.jagged)}
 
 

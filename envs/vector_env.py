@@ -258,7 +258,6 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             check_numbers(name, value)
         self.joint_q, self.joint_qd = (x.clone(memory_format=torch.contiguous_format) for x in (joint_q, joint_qd))
 
-    @_of_an_open_environment
     def at_origin(self, joint_q, joint_qd):
         """The states (N, nq), (N, nv) with a floating robot moved along the ground to x = z = 0; others as they are.
 

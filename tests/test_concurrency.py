@@ -152,7 +152,7 @@ def test_after_close_every_method_says_so_and_gradients_of_earlier_steps_remain(
 def test_the_methods_that_are_closed_are_all_there_are():
     """Those of the environment that read or change the state; a task's own are functions of their arguments."""
     tasks_own = "actuate observe reward is_terminal sample_state rest_state is_goal_reached sample_goal drawn_joint_q"
-    others = {"close", "close_extras", "zeros", "constant", *tasks_own.split()}
+    others = {"close", "close_extras", "zeros", "constant", "at_origin", *tasks_own.split()}
     public = {name for name, value in vars(envs.VectorEnv).items() if callable(value) and name[0] != "_"}
     assert public - others == set(METHODS)
 

@@ -38,7 +38,7 @@ TRAINING |= {"target_noise_clip": 1e-3}
 # what is read only where another flag has a certain value: without it, it is refused
 WITH_ANOTHER = {"num_kl_samples": (2, ("--kl-estimator", "mc"))}
 # what counts in these tiny runs only beside another flag
-BESIDE_ANOTHER = WITH_ANOTHER | {"alpha_interval": (1e6, ("--max-oorr", 1.0))}
+BESIDE_ANOTHER = WITH_ANOTHER | {"alpha_interval": (1e-9, ("--max-oorr", 1.0))}
 LONG = ("--total-timesteps", 16 * 32)  # the horizon of AHAC stays where it is for ten iterations
 SOFT, STIFF = ((*LONG, "--horizon-lr", 500, "--stiffness-limit", limit) for limit in (2.0, 0.5))
 BESIDE_ANOTHER |= {"horizon_lr": (500.0, LONG), "horizon_dual_lr": (0.1, (*LONG, "--horizon-lr", 500))}

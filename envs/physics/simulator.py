@@ -68,13 +68,13 @@ class Simulator:
         num_threads = self._num_threads(num_envs, len(articulation.links) * substeps, num_threads)
         bounds = [num_envs * k // num_threads for k in range(num_threads + 1)]
         self.slices = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
-        positions, velocities = (num_envs, articulation.num_coords), (num_envs, articulation.num_dofs)
-        self.shapes = {"joint_q": positions, "joint_qd": velocities, "joint_act": velocities}
         with WARP:
             wp.init()
             device = wp.device_from_torch(self.device)
             models = [build(articulation, device) for build in (build_model, build_pair_model)]
             check_free_joints(articulation)
+            positions, velocities = (num_envs, articulation.num_coords), (num_envs, articulation.num_dofs)
+            self.shapes = {"joint_q": positions, "joint_qd": velocities, "joint_act": velocities}
             self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
             self._check_memory(num_envs)
             self.batches = self._new_batches()

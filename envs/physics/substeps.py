@@ -238,7 +238,7 @@ class Substeps:
         wp.capture_launch(graph, stream=stream)
 
     def _zeros(self, dtype, *shape, lanes=False):
-        last = self.environments_last or lanes
+        last = (self.environments_last or lanes) and 0 not in shape  # Warp does not slice an array without numbers
         in_memory = (*shape, round_up(self.num_envs)) if last else (self.num_envs, *shape)
         try:
             whole = wp.zeros(in_memory, dtype=dtype, device=self.warp_device)
