@@ -54,6 +54,8 @@ WITHOUT_TRACE = {"clip_low", "clip_high", "clip_coef", "max_grad_norm", "max_act
 WITHOUT_TRACE |= {"alpha_interval", "target_kl", "v_min", "v_max", "target_entropy_scale", "kl_coef", "minibatch_size"}
 WITHOUT_TRACE |= {"cuda", "checkpoint_freq", "eval_freq", "buffer_size", "eval_only", "final_learning_rate"}
 WITHOUT_TRACE |= {"exp_name"}  # it is in the name of the folder
+WITHOUT_TRACE |= {"horizon_lr", "horizon_dual_lr", "horizon_min", "horizon_max", "stiffness_limit"}  # later than that
+WITHOUT_TRACE |= {"critic_tolerance"}  # AHAC's, as those before
 LENGTHENING = {"total_timesteps", "update_epochs", "critic_epochs", "alpha_epochs", "num_updates", "num_value_samples"}
 NOT_FINITE = re.compile(r"non-finite|action: expected numbers, got NaN")
 
