@@ -115,6 +115,7 @@ TASK_DEFAULTS = {
     "file": {"total_timesteps": 5_000_000, "num_envs": 128},  # any robot's
 }
 TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}
+TASK_DEFAULTS["go1"] |= {"max_action_grad_norm": 5.0}  # not in a paper
 
 
 # ALGO LOGIC: networks

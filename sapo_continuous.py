@@ -117,6 +117,7 @@ TASK_DEFAULTS = {
     "file": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1.0},  # any robot's
 }
 TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: no limit
+TASK_DEFAULTS["go1"] |= {"max_action_grad_norm": 5.0}  # not in a paper
 
 
 # ALGO LOGIC: networks

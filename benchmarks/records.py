@@ -94,10 +94,6 @@ class Run:
         return self.env_id + re.sub(r" --(seed|exp-name) \S+", "", self.flags)
 
     @property
-    def hardware(self):
-        return f"{self.device}, {self.cores} cores"
-
-    @property
     def steps(self):
         return int(self.rows[-1]["global_step"])
 

@@ -10,6 +10,7 @@ A checkpoint may be cut, changed or made by somebody else.  load_checkpoint chec
 restore compares the rest with the networks and optimisers that it is meant for, before they are touched.
 """
 
+import errno
 import importlib.util
 import math
 import os
@@ -20,6 +21,11 @@ import torch
 
 import envs  # which imports this file: its tasks are there only when a function is called
 from envs.physics import resolve_device
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SCRIPTS = Path(__file__).parent.parent  # the folder that holds the scripts
 MOST_STEPS = 10**12  # of a run, far beyond any use
@@ -230,14 +236,17 @@ def save_checkpoint(checkpoint, run_dir):
 class RunLock:
     """Holds the folder of a run against other processes, as long as it lives; the kernel frees what a killed one held.
 
+    Where the system or the file system has no such locks it holds nothing, and prints a warning.
     Raises ValueError if another process holds it.
     """
 
-    def __init__(self, run_dir):
-        import fcntl  # of Unix; envs can be imported elsewhere
+    folder = None
 
-        self.folder = os.open(run_dir, os.O_RDONLY)
+    def __init__(self, run_dir):
+        self.folder = os.open(run_dir, os.O_RDONLY) if fcntl else None
         try:
+            if fcntl is None:
+                raise OSError(errno.ENOLCK, "this system has no flock")
             fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"expected a run that no other process trains, got {str(run_dir)!r}") from error
@@ -245,7 +254,8 @@ class RunLock:
             print(f"warning: {run_dir} cannot be locked ({error.strerror}): do not resume this run twice at once")
 
     def __del__(self):
-        os.close(self.folder)
+        if self.folder is not None:
+            os.close(self.folder)
 
 
 def claim(run_dir, args):

@@ -260,16 +260,17 @@ def wrong_name(name):
     return None if NAME.fullmatch(name) else f"expected {rule}, got {name!r}"
 
 
+def _blame(args, default, *names):
+    """Of flags that do not go together, the first that was given."""
+    return next((name for name in names if getattr(args, name) != getattr(default, name)), names[0])
+
+
 def _check_sizes(args, default):
     """Numbers that do not go together; the flag that was given is the one that is named."""
-
-    def blame(*names):
-        return next((name for name in names if getattr(args, name) != getattr(default, name)), names[0])
-
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
     rollout = f"--num-envs {args.num_envs} x --num-steps {args.num_steps}"
     if args.total_timesteps < args.num_envs * args.num_steps:
-        name = blame("total_timesteps", "num_envs", "num_steps")
+        name = _blame(args, default, "total_timesteps", "num_envs", "num_steps")
         expected = f"one rollout, {rollout}, or more"
         if name != "total_timesteps":
             expected = f"a rollout, {rollout}, within --total-timesteps {args.total_timesteps}"
@@ -283,19 +284,24 @@ def _check_sizes(args, default):
     for names in (("horizon_min", "num_steps", "horizon_max"), ("noise_min", "noise_max")):  # AHAC, FastTD3
         values = [getattr(args, name, 0) for name in names if hasattr(args, names[0])]
         if values != sorted(values):
-            name = blame(names[0], names[-1], *names)
+            name = _blame(args, default, names[0], names[-1], *names)
             needed = " <= ".join(f"--{_dashed(name)} {value}" for name, value in zip(names, values))
             refuse(name, f"expected {needed}, got {getattr(args, name)}")
-    if hasattr(args, "buffer_size"):  # SAC and FastTD3
-        if args.buffer_size < args.num_envs * args.num_nsteps:
-            name = blame("buffer_size", "num_nsteps", "num_envs")
-            needed = f"--num-envs {args.num_envs} x --num-nsteps {args.num_nsteps}"
-            refuse(name, f"expected {needed} within --buffer-size {args.buffer_size}, got {getattr(args, name)}")
-        if args.batch_size % num_processes:
-            refuse("batch_size", f"expected a multiple of the {num_processes} processes, got {args.batch_size}")
-        if args.learning_starts > args.total_timesteps:
-            name = blame("learning_starts", "total_timesteps")
-            refuse(name, f"expected --learning-starts within --total-timesteps, got {getattr(args, name)}")
+    if hasattr(args, "buffer_size"):  # SAC, FastTD3
+        _check_buffer(args, default, num_processes)
+
+
+def _check_buffer(args, default, num_processes):
+    """The same of the scripts with a replay buffer."""
+    if args.buffer_size < args.num_envs * args.num_nsteps:
+        name = _blame(args, default, "buffer_size", "num_nsteps", "num_envs")
+        needed = f"--num-envs {args.num_envs} x --num-nsteps {args.num_nsteps}"
+        refuse(name, f"expected {needed} within --buffer-size {args.buffer_size}, got {getattr(args, name)}")
+    if args.batch_size % num_processes:
+        refuse("batch_size", f"expected a multiple of the {num_processes} processes, got {args.batch_size}")
+    if args.learning_starts > args.total_timesteps:
+        name = _blame(args, default, "learning_starts", "total_timesteps")
+        refuse(name, f"expected --learning-starts within --total-timesteps, got {getattr(args, name)}")
 
 
 def _check_memory(args):

@@ -62,54 +62,64 @@ BODY = [Box(0, (0, 0, 0), (0.19, 0.06, 0.05)), Capsule(0, (0.22, 0, 0.01), (0.25
 FOOT, FOOT_RADIUS = (0, 0, -0.213), 0.023
 
 
+def hip(name, front, side):
+    """The hip's link; front 1 or -1 (rear), side 1 (left) or -1."""
+    return Link(
+        name=f"{name}_hip",
+        parent=0,
+        axis=(1, 0, 0),
+        offset=(front * 0.1881, side * 0.04675, 0),
+        limits=(-0.863, 0.863),
+        mass=0.68,
+        com=(front * -0.0049166, side * -0.00762615, -8.865e-5),
+        inertia=symmetric(
+            3.9938e-4, front * side * -1.459e-5, front * 1.246e-6, 7.33419e-4, side * 1.575e-6, 4.68422e-4
+        ),
+        **HIP_MOTOR,
+        **JOINT,
+    )
+
+
+def thigh(name, side, hip):
+    """The thigh's link; hip: the index of that link."""
+    return Link(
+        name=f"{name}_thigh",
+        parent=hip,
+        axis=(0, 1, 0),
+        offset=(0, side * 0.08, 0),
+        limits=(-0.686, 4.501),
+        mass=1.009,
+        com=(-0.00304722, side * -0.019315, -0.0305004),
+        inertia=symmetric(4.598798e-3, side * 6.1374e-5, -2.2753e-4, 4.689223e-3, side * 6.10808e-4, 8.17448e-4),
+        **HIP_MOTOR,
+        **JOINT,
+    )
+
+
+def calf(name, thigh):
+    """The calf's link; thigh: the index of that link."""
+    return Link(
+        name=f"{name}_calf",
+        parent=thigh,
+        axis=(0, 1, 0),
+        offset=(0, 0, -0.213),
+        limits=(-2.818, -0.888),
+        mass=0.195862,
+        com=(0.00429862, 0.000976676, -0.146197),
+        inertia=symmetric(1.484489e-3, -6.19e-7, -1.772e-5, 1.497636e-3, -3.566e-6, 3.6068e-5),
+        **CALF_MOTOR,
+        **JOINT,
+    )
+
+
 def leg(name, front, side, first):
     """Links, touching and drawn shapes of a leg; front 1 or -1 (rear), side 1 (left) or -1, first the hip's index."""
-    thigh, calf = first + 1, first + 2
-    links = [
-        Link(
-            name=f"{name}_hip",
-            parent=0,
-            axis=(1, 0, 0),
-            offset=(front * 0.1881, side * 0.04675, 0),
-            limits=(-0.863, 0.863),
-            mass=0.68,
-            com=(front * -0.0049166, side * -0.00762615, -8.865e-5),
-            inertia=symmetric(
-                3.9938e-4, front * side * -1.459e-5, front * 1.246e-6, 7.33419e-4, side * 1.575e-6, 4.68422e-4
-            ),
-            **HIP_MOTOR,
-            **JOINT,
-        ),
-        Link(
-            name=f"{name}_thigh",
-            parent=first,
-            axis=(0, 1, 0),
-            offset=(0, side * 0.08, 0),
-            limits=(-0.686, 4.501),
-            mass=1.009,
-            com=(-0.00304722, side * -0.019315, -0.0305004),
-            inertia=symmetric(4.598798e-3, side * 6.1374e-5, -2.2753e-4, 4.689223e-3, side * 6.10808e-4, 8.17448e-4),
-            **HIP_MOTOR,
-            **JOINT,
-        ),
-        Link(
-            name=f"{name}_calf",
-            parent=thigh,
-            axis=(0, 1, 0),
-            offset=(0, 0, -0.213),
-            limits=(-2.818, -0.888),
-            mass=0.195862,
-            com=(0.00429862, 0.000976676, -0.146197),
-            inertia=symmetric(1.484489e-3, -6.19e-7, -1.772e-5, 1.497636e-3, -3.566e-6, 3.6068e-5),
-            **CALF_MOTOR,
-            **JOINT,
-        ),
-    ]
-    touching = [Capsule(calf, FOOT, FOOT, FOOT_RADIUS), Capsule(calf, (0, 0, 0), (0, 0, 0), 0.02)]
+    links = [hip(name, front, side), thigh(name, side, first), calf(name, first + 1)]
+    touching = [Capsule(first + 2, FOOT, FOOT, FOOT_RADIUS), Capsule(first + 2, (0, 0, 0), (0, 0, 0), 0.02)]
     drawn = [
         Capsule(first, (0, side * 0.02, 0), (0, side * 0.04, 0), 0.046),
-        Capsule(thigh, (-0.01, 0, -0.01), (-0.01, 0, -0.19), 0.021),
-        Capsule(calf, (0.01, 0, -0.02), (0, 0, -0.2), 0.012),
+        Capsule(first + 1, (-0.01, 0, -0.01), (-0.01, 0, -0.19), 0.021),
+        Capsule(first + 2, (0.01, 0, -0.02), (0, 0, -0.2), 0.012),
     ]
     return links, touching, drawn
 

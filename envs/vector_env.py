@@ -264,6 +264,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         It moves there as it does anywhere.  But its twist is taken about the world origin, so that a derivative with
         respect to the coordinates grows with the distance from there: compare derivatives of states at the origin.
         """
+        for name, value in (("joint_q", joint_q), ("joint_qd", joint_qd)):
+            check_tensor(name, value, self.simulator.shapes[name], device=self.device)
         if not self.articulation.floats:
             return joint_q, joint_qd
         # about the point c on the ground below the root:  p' = p - c,  v' = v + w x c

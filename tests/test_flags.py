@@ -201,9 +201,7 @@ def test_a_wrong_value_is_refused_under_the_name_of_its_flag(script, flags, sent
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(
-    "name", ["a/b", "../../../esc", "/tmp/x", "a__b", "..", ".hidden", "a_", "a b", "a\nb", "x" * 101]
-)
+@pytest.mark.parametrize("name", ["a/b", "../../../esc", "/x", "a__b", "..", ".hidden", "a_", "a b", "a\nb", "x" * 101])
 def test_a_name_that_would_leave_the_run_folder_is_refused(name, tmp_path):
     output = run_here(tmp_path, "rpo", *total(1), "--exp-name", name, expect=2)
     assert output.startswith("error: --exp-name: expected at most 100 letters, ") and repr(name) in output

@@ -201,3 +201,12 @@ def test_loading_a_state_keeps_what_is_still_to_be_told():
     env.load_state_dict(env.state_dict())
     with pytest.raises(ValueError, match="action: expected numbers, got NaN in environment\\(s\\) 2"):
         env.detach()
+
+
+def test_states_that_are_to_be_moved_are_checked():
+    env = envs.make("ant", num_envs=2)
+    joint_q, joint_qd = env.rest_state()
+    with pytest.raises(ValueError, match=r"^joint_q: expected shape \(2, 15\), got \(2, 14\)$"):
+        env.at_origin(joint_q[:, 1:], joint_qd)
+    with pytest.raises(TypeError, match="^joint_qd: expected torch.float32, got torch.float64$"):
+        env.at_origin(joint_q, joint_qd.double())

@@ -172,8 +172,7 @@ class Substeps:
         x, rebuilt = self.substeps[s], self.substeps[s - s % self.interval]  # whose mass matrix is the latest
 
         # X, S, v, a
-        motion = [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias]
-        yield Stage(forward_kinematics, (), [model, q, qd], motion)
+        yield Stage(forward_kinematics, (), [model, q, qd], [x.link_pose, x.motion_subspace, x.link_twist, x.link_bias])
 
         # f: inertia, gravity, ground contact, and contact between bodies
         yield Stage(link_wrenches, links, [model, x.link_pose, x.link_twist, x.link_bias], [x.link_wrench])

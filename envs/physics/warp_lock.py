@@ -9,4 +9,5 @@ import threading
 
 WARP = threading.RLock()
 # a child process has only the thread that forked: nobody else may be in the middle of something then
-os.register_at_fork(before=WARP.acquire, after_in_parent=WARP.release, after_in_child=WARP.release)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=WARP.acquire, after_in_parent=WARP.release, after_in_child=WARP.release)
