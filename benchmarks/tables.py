@@ -134,10 +134,10 @@ def origin(runs):
     if not runs:
         return "Not run."
     commits = ", ".join(dict.fromkeys(run.commit for run in sorted(runs, key=lambda run: run.date)))
-    dates = sorted(run.date for run in runs)
+    dates = " to ".join(dict.fromkeys((min(run.date for run in runs), max(run.date for run in runs))))
     machines = "; ".join(sorted({run.device for run in runs}))
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-    return f"{count} at commit {commits}, {dates[0]} to {dates[-1]}, on one core of: {machines}."
+    return f"{count} at commit {commits}, {dates}, on one core of: {machines}."
 
 
 # tables of the other runs
@@ -270,38 +270,38 @@ Written by `python -m benchmarks.tables`, the figures by `python -m benchmarks.p
 [results](results) and from [paper.csv](paper.csv): do not edit. [docs/results.md](../docs/results.md) says how to run
 them, on one machine or many, and lists older runs. Every file names its command, commit, hardware and date.
 
-A return is the mean of 128 evaluation episodes of the final policy with its noise, undiscounted. Over several seeds:
-mean +- standard deviation (n - 1). The paper is RPO's (arXiv 2508.06214v3), tables 1 and 6: 12 seeds, at its full
-budget. It states only ANYmal's budget; "about" marks our estimates of the others.
+A return is the undiscounted mean of 128 evaluation episodes of the final policy with its noise. Over several seeds:
+mean +- standard deviation (n - 1). The paper is RPO's (arXiv 2508.06214v3), tables 1 and 6: 12 seeds, full budget. It
+states only ANYmal's budget; "about" marks our estimates of the others.
 
 ## One million steps
 
 Every script for 1,000,000 steps, rounded down to whole rollouts, on one core with one thread
-([one_million.sh](one_million.sh)). Settings are each script's own for the task, and learning rates end with the budget.
-On hopper all have 128 environments, because the default of most, 1,024, is meant for 20M steps and would make only 30
-rollouts; REPPO's default there is 256 and SAC's 64. {origin}
+([one_million.sh](one_million.sh)). Settings are each script's own for the task, and learning rate schedules end with
+the budget. On hopper all use 128 environments: the default of most, 1,024, suits 20M steps and would give only 30
+rollouts. {origin}
 
 ![Returns against steps](results/1m.png)
 
-Lines are means over seeds, bands their 95 % bootstrap interval; of three seeds, that is nearly their range. Curves are
-the mean of the last 100 episodes to end, and lag behind the policy.
+Lines are means over seeds, bands their 95 % bootstrap interval, which for three seeds is nearly their range. Curves are
+means over the last 100 finished episodes, and lag behind the policy.
 
 {final}
 
 ![Returns against minutes on one core](results/1m_minutes.png)
 
-Minutes of training on one core, without the start and the final evaluation; median over seeds:
+Minutes of training on one core, without start-up and final evaluation; median over seeds:
 
 {minutes}
 
-Steps until the curve reaches half of the paper's value of RPO; median over seeds:
+Steps until the curve reaches half of the paper's return of RPO; median over seeds:
 
 {half}
 
-Normalised returns are divided by the paper's value of RPO at its full budget. IQM: interquartile mean over all runs of
-all tasks, its interval from a bootstrap that draws seeds within tasks. Reliable: a run whose curve never falls below
-0.9 of what it had reached, counted from a tenth of the paper's value. Largest drop: of the curve below its highest
-value so far, in units of the paper's value.
+Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all runs of
+all tasks, with an interval from a bootstrap that resamples seeds within tasks. Reliable: a run whose curve, once above
+a tenth of the paper's return, never falls below 0.9 of its highest value so far. Largest drop: of the curve below its
+highest value so far, in units of the paper's return.
 
 {scores}
 
@@ -319,9 +319,9 @@ KL(old policy || new policy) per iteration beside the return, as in figure 1 of 
 
 ## Ablations of RPO
 
-One million steps of ant ([ablations.sh](ablations.sh)). Effective sample ratio: share of samples that the clipping
-keeps in the epochs after the first; without clipping, that it would have kept. Largest ratio: of an epoch, mean over
-the epochs after the first. With one epoch both are 1. The table has the extremes over training and seeds.
+One million steps of ant ([ablations.sh](ablations.sh)). Effective sample ratio: share of samples that clipping keeps in
+the epochs after the first, or would keep where it is off. Largest ratio: the maximum of an epoch, averaged over the
+epochs after the first. With one epoch both are 1. The table has the extremes over training and seeds.
 
 {ablations}
 """
