@@ -1,23 +1,23 @@
 """Adaptive Horizon Actor-Critic (AHAC), arXiv 2405.17784. Explained in docs/ahac.md.
 
-SHAC, with rollouts that become shorter where the simulator is stiff, as in hard contact: there the gradient through
-many steps misleads.
+SHAC with rollouts that become shorter where the dynamics are stiff, as in hard contact: there the gradient through many
+steps is misleading.
 
     1. Roll out H steps in N environments.
-    2. Backpropagate the return R into the policy, and take one step.  Throw the rollout away.
-    3. Measure how stiff the simulator was.  Above a limit H falls, below it H rises: dual ascent on a constraint.
-    4. Fit two critics to TD(lambda) targets until their loss stops falling.  The smaller one counts.
+    2. Backpropagate the return R into the policy, and take one step.  Discard the rollout.
+    3. Measure the stiffness of the dynamics.  Above a limit H falls, below it H rises: dual ascent on a constraint.
+    4. Fit two critics to TD(lambda) targets until their loss stops falling.  The smaller one is used.
 
     paper            code            meaning
     s, a, r          obs, action     normalised observation, action = tanh(u), reward
     pi_theta         u               u = mu + sigma eps, eps ~ N(0, 1)
     H                horizon         a real number; a rollout has it rounded
-    c                stiffness       mean length of J^T v: v random signs, J = d(q', qd') / d(q, qd) of one step
+    c                stiffness       mean norm of J^T v: v random signs, J = d(q', qd') / d(q, qd) of one step
     C                reference       its limit: the mean of c over the first iterations, times stiffness_limit
-    lambda           horizon.dual    the price of c > C; negative while there is slack
+    lambda           horizon.dual    the dual variable of c <= C; negative while there is slack
     R                returns         discounted return; the critics' value where an episode or the rollout ends
     L_theta          loss            minus the mean return per step
-    V_psi            critic          two of them: their minimum counts, in R and in the targets
+    V_psi            critic          two of them: their minimum is used, in R and in the targets
     V~(s_t)          targets         TD(lambda)
 
 Try:     python ahac_continuous.py --env-id ant --total-timesteps 700000 --capture-video

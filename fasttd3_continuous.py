@@ -1,8 +1,8 @@
 """FastTD3, arXiv 2505.22642: twin delayed DDPG with many environments. Explained in docs/fasttd3.md.
 
-Off-policy and deterministic: without a derivative of the simulator, and without an entropy.
+Off-policy and deterministic: without a derivative of the simulator, and without an entropy term.
 
-    1. Add a step of N environments to a replay buffer.  Every environment has a noise level of its own.
+    1. Add a step of N environments to a replay buffer.  Every environment has its own noise level.
     2. Several times, on a random batch of the buffer: fit two critics to the rewards of the next n steps plus the value
        of what comes after them.  A critic is a distribution of the return over fixed atoms, not a number.
     3. After every second step of the critics: one of the policy along the gradient of the smaller Q with respect to the
@@ -16,7 +16,7 @@ Off-policy and deterministic: without a derivative of the simulator, and without
     z_1 .. z_K       critic.atoms     from v_min to v_max
     p_1, p_2         critic           logits of their probabilities; Q_i = sum_j p_ij z_j
     pbar_1, pbar_2   target_critic    slow copies: the weights w <- (1 - tau) w + tau w_critic after every update
-    m                targets          what the critics' probabilities are drawn towards
+    m                targets          the target distribution of both critics
 
 Try:     python fasttd3_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
 """

@@ -1,6 +1,6 @@
 """Gradient-Informed PPO (GI-PPO), arXiv 2312.08710, as tuned in the RPO paper (arXiv 2508.06214). See docs/gippo.md.
 
-PPO that uses the gradient of a differentiable simulator as far as it proves useful:
+PPO that uses the gradient of a differentiable simulator as far as it helps:
 
     1. Roll out H steps in N environments.  One backward pass through the simulator (BPTT) gives the gradient of every
        advantage with respect to its own action.
@@ -8,7 +8,7 @@ PPO that uses the gradient of a differentiable simulator as far as it proves use
        The result is the alpha-policy.
     3. Adapt the step alpha.  It shrinks if the alpha-policy changes volumes of actions too much, leaves PPO's interval
        of ratios too often, or is worse than the old policy.  Otherwise it grows.
-    4. Go on with PPO's epochs on the same rollout.  Their ratio is that to pi_h, halfway between old and alpha-policy.
+    4. Run PPO's epochs on the same rollout.  Their ratio is that to pi_h, the average of old policy and alpha-policy.
     5. Fit two critics to the targets A + V.  The V in A is that of target critics, which follow with a delay.
 
     paper            code             meaning

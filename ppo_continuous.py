@@ -3,8 +3,8 @@
 The score-function baseline: it needs no derivative of the simulator.  Actions that turned out better than expected
 become more likely, the others less.  Networks and settings are those with which the RPO paper (2508.06214) runs it.
 
-    1. Roll out H steps in N environments.  A critic says which return a state promises.  The advantage of an action is
-       how much more than that came after it, estimated with GAE(gamma, lambda) (arXiv 1506.02438).
+    1. Roll out H steps in N environments.  A critic estimates the return of a state.  The advantage of an action is how
+       much more than that followed it, estimated with GAE(gamma, lambda) (arXiv 1506.02438).
     2. K times, go over the same data in shuffled minibatches.  Each makes one step of the policy along the advantages,
        weighted by the importance ratio, which is clipped: no sample draws the policy far from the one that collected
        the data.  Each also makes one step of the critic towards the returns.

@@ -9,9 +9,9 @@ where the policy goes, and while the policy stays where Q is accurate.
     2. Make several passes over the rollout.  On each minibatch, take first a step of the critic: it learns a histogram
        of the target by cross-entropy (HL-Gauss), and to predict its own features of the next state.
     3. Then take a step of the policy.  In states where its KL divergence from the policy that collected the data is
-       below a bound, it follows Q through the action; in the others it goes back towards that policy.
-    4. With it, take a step of two multipliers: the price of entropy rises while the entropy is below its target, the
-       price of KL while the KL divergence is above its bound.
+       below a bound, it follows Q through the action; in the others it moves back towards that policy.
+    4. With it, take a step of two multipliers: the weight of the entropy rises while it is below its target, the
+       weight of the KL divergence while that is above its bound.
 
     paper            code            meaning
     x, a, r          obs, action     normalised observation, action = tanh(u) with u ~ N(mean, std^2), scaled reward
@@ -19,8 +19,8 @@ where the policy goes, and while the policy stays where Q is accurate.
     G^lambda         targets         TD(lambda) target of the soft return
     f_phi, L_aux     features        inner features of the critic; those of the next state are predicted
     pi_theta'        mean, log_std   the policy that collected the data, pi_old below (stored in the rollout)
-    e^alpha, eps_H   alpha           price of entropy; the target is target_entropy_scale per action dimension
-    e^beta, eps_KL   beta, kl_bound  price of KL(pi_old || pi_theta) outside the bound, and the bound
+    e^alpha, eps_H   alpha           weight of the entropy; the target is target_entropy_scale per action dimension
+    e^beta, eps_KL   beta, kl_bound  weight of KL(pi_old || pi_theta) outside the bound, and the bound
 
 Try:      python reppo_continuous.py --env-id ant --total-timesteps 1000000 --capture-video
 Train:    python reppo_continuous.py --env-id ant --total-timesteps 3000000

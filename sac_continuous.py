@@ -4,21 +4,21 @@ The off-policy baseline, as the RPO paper (2508.06214) runs it: without a deriva
 
     1. Add some steps of N environments to a replay buffer, with noisy actions of the policy.
     2. Several times, on a random batch of the buffer: fit two critics Q(s, a) to the rewards of the next n steps plus
-       the soft value of what comes after them, in which slowly moving copies of the critics stand for Q.
+       the soft value of what comes after them, computed with slowly moving copies of the critics.
     3. After each step of the critics: one of the policy along the gradient of the smaller Q with respect to the action,
-       and one of the temperature, the price of entropy.
+       and one of the temperature, the weight of the entropy.
 
     paper            code             meaning
     s, a, r          obs, action      normalised observation, action = tanh(u) with u ~ N(mean, std^2), reward
     D                replay           the last buffer_size steps, with the true successor of each
-    Q_1, Q_2         critic           the smaller one counts
+    Q_1, Q_2         critic           the smaller one is used
     Qbar_1, Qbar_2   target_critic    their copies: Qbar <- (1 - tau) Qbar + tau Q after every update
     y                targets          discounted rewards of k <= n steps, plus gamma^k times the soft value after them
-    alpha            temperature      price of entropy; it keeps H = E[ -log pi(a|s) ] near H bar = -A/2
+    alpha            temperature      weight of the entropy; it keeps H = E[ -log pi(a|s) ] near H bar = -A/2
 
 Try:     python sac_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
 Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472 --learning-rate 5e-4
-         return 1,730 (2,520 without noise; one seed), still changing a lot
+         return 1,730 (2,520 without noise; one seed), with large fluctuations
 """
 
 import copy

@@ -4,9 +4,9 @@ The simulator is differentiable: one backward pass through a short rollout (BPTT
 respect to the policy's weights.  SAPO is SHAC with the return of maximum-entropy reinforcement learning:
 
     1. Roll out H steps in N environments.  Every step also earns the policy's entropy, weighted by alpha.
-    2. Backpropagate the soft return R into the policy, and take one step.  Throw the rollout away.
-    3. Move the temperature alpha so that the entropy approaches its target.
-    4. Fit two critics to TD(lambda) targets.  They stand for everything that comes after the H steps.
+    2. Backpropagate the soft return R into the policy, and take one step.  Discard the rollout.
+    3. Adapt the temperature alpha so that the entropy approaches its target.
+    4. Fit two critics to TD(lambda) targets.  They estimate the return after the H steps.
 
     paper            code            meaning
     s, a, r          obs, action     normalised observation, action = tanh(u), reward
@@ -14,9 +14,9 @@ respect to the policy's weights.  SAPO is SHAC with the return of maximum-entrop
     R                returns         discounted soft return; the critics' value where an episode or the rollout ends
     h                entropy         (E - E_bar) / A: the policy's entropy E, scaled to 0 at its target, 1 at +A/2
     E_bar            -A / 2          the target entropy, for A action dimensions
-    alpha            alpha           the temperature: price of the scaled entropy
+    alpha            alpha           the temperature: weight of the scaled entropy
     L_theta          loss            minus the mean soft return per step
-    V_soft           critic          two of them: their mean counts in R, their minimum in the targets
+    V_soft           critic          two of them: their mean is used in R, their minimum in the targets
     V~(s_t)          targets         TD(lambda)
 
 Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --capture-video

@@ -4,15 +4,15 @@ The simulator is differentiable: one backward pass through a short rollout (BPTT
 respect to the policy's weights.
 
     1. Roll out H steps in N environments.  A gradient through so few steps neither explodes nor vanishes.
-    2. Backpropagate the return R into the policy, and take one step.  Throw the rollout away.
-    3. Fit two critics to TD(lambda) targets.  They stand for everything that comes after the H steps.
+    2. Backpropagate the return R into the policy, and take one step.  Discard the rollout.
+    3. Fit two critics to TD(lambda) targets.  They estimate the return after the H steps.
 
     paper            code            meaning
     s, a, r          obs, action     normalised observation, action = tanh(u), reward
     pi_theta         u               u = mu + sigma eps, eps ~ N(0, 1)
     R                returns         discounted return; the critics' value where an episode or the rollout ends
     L_theta          loss            minus the mean return per step
-    V_phi            critic          two of them: their mean counts in R, their minimum in the targets
+    V_phi            critic          two of them: their mean is used in R, their minimum in the targets
     V~(s_t)          targets         TD(lambda)
 
 Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
