@@ -24,8 +24,9 @@ critical for the inertia that this joint sees, from a tenth of that depth on.
 
 Steps: semi-implicit Euler is stable while a substep is shorter than 2 / omega of every spring and 2 / rate of every
 damper.  `Robot.substeps(dt)` makes it half of that, from the inertia that each contact point and each joint sees in the
-start pose (the inverse of the mass matrix); the other half is for points and joints that act together.  What asks for
-many substeps is a joint without the inertia of its motor: a file that has no armature needs `min_armature`.
+start pose (the inverse of the mass matrix); the other half is for points and joints that act together.  8 is the
+minimum: strong motors can spin a light torso at rates that the start pose does not show.  What asks for many substeps
+is a joint without the inertia of its motor: a file that has no armature needs `min_armature`.
 """
 
 import math
@@ -144,7 +145,7 @@ class Robot:
     def substeps(self, dt):
         """The number of substeps, a multiple of 4, that is stable for steps of dt seconds: see above."""
         rate = max([*self._joint_rates(), *self._contact_rates()], default=0.0)
-        return 4 * max(1, math.ceil(dt * rate / 4.0))
+        return 4 * max(2, math.ceil(dt * rate / 4.0))
 
     def from_mujoco(self, qpos, qvel):
         """MuJoCo's state, (nq,) and (nv,), as our joint_q and joint_qd."""

@@ -42,6 +42,17 @@ def servo_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_full_actions_do_not_blow_a_robot_up(name):
+    """At the number of substeps that the importer proposes: Gymnasium's ant is a light torso on strong motors."""
+    env, generator = envs.make(str(find(name)), num_envs=64), torch.Generator().manual_seed(0)
+    env.reset()
+    for _ in range(300):
+        _, reward, _, _, infos = env.step(2.0 * torch.rand(64, env.num_actions, generator=generator) - 1.0)
+        assert reward.min() > -100.0 and env.joint_qd.abs().max() < 100.0
+    assert infos["diverged"] == 0
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_observation(name):
     env = envs.make(str(find(name)))
     env.reset()
