@@ -1,7 +1,7 @@
-"""A replay that one can turn around, in a browser: `python -m envs.viewer --env-id ant`.
+"""An interactive replay of one episode in the browser: `python -m envs.viewer --env-id ant`.
 
-    --checkpoint runs/<run>/checkpoint.pt   the policy of any of the training scripts; without it, random actions
-    --record out.html                       write it to a file that every browser can play, without Python, and stop
+    --checkpoint runs/<run>/checkpoint.pt   the policy of any training script; without it, random actions
+    --record out.html                       write it to a file that any browser can play, without Python, and stop
 
 Needs viser (`pip install viser`) and no display.  From another machine: `ssh -L 8080:localhost:8080 <host>`.
 

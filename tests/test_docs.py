@@ -4,11 +4,13 @@ import ast
 import dataclasses
 import importlib
 import re
+import shlex
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import tyro
 
 from benchmarks.events import read_rows
 from benchmarks.records import SCRIPTS
@@ -97,6 +99,25 @@ def test_commands_in_pages_have_a_module():
             assert target.exists(), f"{source.name}: {target.name}"
             commands += 1
     assert commands > 50
+
+
+def commands_of(module):
+    """The flags of every `python -m benchmarks.<module>` with flags in a page, or at the top of the module."""
+    for source in [*PAGES, ROOT / "benchmarks" / f"{module}.py"]:
+        text = re.sub(r"\\\n\s*", "", source.read_text())
+        for line in re.findall(rf"^    python -m benchmarks\.{module} (--.*)$", text, re.MULTILINE):
+            yield re.split(r"\s+[>#]", re.sub("<.*?>", "x", line))[0]
+
+
+@pytest.mark.parametrize("module", ["throughput", "critic_step", "matmul", "drill", "fuzz", "fuzz_env", "transfer"])
+def test_the_flags_of_benchmarks_in_pages_are_accepted(module):
+    program = importlib.import_module(f"benchmarks.{module}")
+    commands = [*commands_of(module)]
+    assert commands
+    for command in commands:
+        args = tyro.cli(program.Args, args=shlex.split(command))  # unknown flags and wrong values end it
+        if module == "throughput":
+            assert args.iterations >= program.warm_up(args) + 2, command
 
 
 def test_the_first_screen_is_short():
