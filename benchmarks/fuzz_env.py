@@ -22,10 +22,9 @@ from typing import Literal
 import gymnasium
 import numpy as np
 import torch
-import tyro
 
 import envs
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 from envs.physics import shown
 
 TIMEOUT = 20.0  # s
@@ -378,7 +377,7 @@ class Args:
 
 
 def main():
-    args, rows, failures = tyro.cli(Args), [], []
+    args, rows, failures = read_flags(Args), [], []
     warnings.filterwarnings("ignore", message=".*left out")  # of the robot's file
     for env_id in args.env_ids:
         for name, counts in fuzz(env_id, (*METHODS, "envs.make"), args.num_random, args.seed).items():

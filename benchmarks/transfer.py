@@ -23,10 +23,9 @@ import gymnasium
 import mujoco
 import numpy as np
 import torch
-import tyro
 
 import envs
-from benchmarks.provenance import write_rows
+from benchmarks.provenance import read_flags, write_rows
 from envs import go1, mjcf
 from envs.evaluate import STEPS_PER_FRAME, write_video
 
@@ -224,12 +223,15 @@ def summary(rows):
 
 @torch.no_grad()
 def main():
-    args = tyro.cli(Args)
-    policy, flags = envs.load_policy(args.checkpoint)
+    args = read_flags(Args)
+    try:
+        policy, flags = envs.load_policy(args.checkpoint)
+    except ValueError as error:
+        envs.refuse("checkpoint", str(error).removeprefix("path: "))
     env_id, frames = flags["env_id"], []
     env = envs.make(env_id, num_envs=args.num_envs, seed=args.seed)
     if args.xml is None and env_id in envs.TASKS:
-        raise SystemExit(f"error: --xml: expected a file of MuJoCo's for {env_id}, got none")
+        envs.refuse("xml", f"expected a file of MuJoCo's for {env_id}, got none")
     world = Mujoco(env, args.xml)
     name = os.path.basename(env_id)
     here, start = ours(env, policy, args.seed)

@@ -2,8 +2,11 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
+
+HOPPER = Path(__file__).parent.parent / "policies" / "rpo_hopper.pt"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,10 @@ import pytest
         ("throughput", "--device tpu9", "--device: expected 'cpu'"),
         ("throughput", "--train=yes", "--train: expected --train or --no-train without a value, got 'yes'"),
         ("drill", "--kills 0", "--kills: expected 1 to 1000000000, got 0"),
+        ("fuzz_env", "--num-random 0", "--num-random: expected 1 to 1000000000, got 0"),
+        ("fuzz_env", "--output .", "--output: expected a file in an existing folder, got '.'"),
+        ("transfer", "--checkpoint none.pt", "--checkpoint: expected a checkpoint.pt of a script in "),
+        ("transfer", f"--checkpoint {HOPPER}", "--xml: expected a file of MuJoCo's for hopper, got none"),
         ("hand_successes", "none.pt", "--checkpoints: expected a checkpoint.pt of a script in "),
         ("action_gradients", "--checkpoint=", "--checkpoint: expected a value, got ''"),
         ("action_gradients", "--checkpoint none.pt", "--checkpoint: expected a checkpoint.pt of rpo_continuous.py"),
