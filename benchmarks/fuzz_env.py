@@ -193,6 +193,26 @@ def set_state(env, random_ones):
         yield name, odd_tensors(state[name]) + random_ones(state[name]), call
 
 
+def set_parameters(env, random_ones):
+    state, sizes = env.state_dict(), env.simulator.parameters.sizes
+    names = inspect.signature(env.set_parameters).parameters
+    for name in names:
+        good = torch.linspace(0.5, 2.0, N * sizes.get(name, 1)).view(N, -1)
+
+        def call(value, name=name):
+            before = env.parameters.get(name)
+            env.set_parameters(**{name: value})
+            found = env.parameters.get(name)
+            if value is None:
+                return expect(found is before, "the factor of before")
+            env.load_state_dict(state)
+            expect(same(found, plain(value).view(N, -1).expand(found.shape)), "these factors")
+            expect(found.requires_grad == value.requires_grad, "a gradient where there was one")
+            expect(not found.is_inference(), "factors that gradients can pass")
+
+        yield name, odd_tensors(good) + random_ones(good), call
+
+
 def load_state_dict(env, random_ones):
     state = env.state_dict()
 
@@ -288,6 +308,7 @@ def evaluate(env, random_ones):
 METHODS = {
     "step": step,
     "set_state": set_state,
+    "set_parameters": set_parameters,
     "load_state_dict": load_state_dict,
     "reset": reset,
     "render": render,
@@ -305,6 +326,7 @@ EFFECTS = {
         env.max_episode_steps == (type(env).max_episode_steps if value is None else value)
     ),
     "stochastic_reset": lambda env, value: env.stochastic_reset == value,
+    "randomize": lambda env, value: env.randomize == (value or {}),
     "num_threads": lambda env, value: len(env.simulator.slices) == 1,  # of a single environment
     "render_mode": lambda env, value: env.render_mode == value,
     "wanted_speed": lambda env, value: env.wanted_speed == float(value or type(env).wanted_speed),
@@ -314,6 +336,7 @@ EFFECTS = {
 def options_of_make(env_id):
     """As for the methods."""
     more = {"device": ["cpu", "cuda:99", "CPU", "cpu:0", torch.device("cpu")], "render_mode": ["rgb_array", "human"]}
+    more["randomize"] = [{"mass_scale": (0.5, 2.0)}, {"mass_scale": (2, 1)}, {"mass_scale": 1.0}, {"mass": (1, 2)}]
     for option in options_of(envs.task(env_id)):
 
         def call(value, option=option, effect=EFFECTS[option]):

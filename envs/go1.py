@@ -41,7 +41,7 @@ ROTOR_INERTIA = 1.11842e-4  # kg m^2
 # kp and kd, N m/rad and N m s/rad, are spring and damper
 HIP_MOTOR = {"armature": 6**2 * ROTOR_INERTIA, "stiffness": 16.0, "motor_damping": 1.0, "effort_limit": 23.7}
 CALF_MOTOR = {"armature": 9**2 * ROTOR_INERTIA, "stiffness": 36.0, "motor_damping": 2.3, "effort_limit": 35.55}
-JOINT = {"joint": REVOLUTE, "limit_stiffness": 400.0, "limit_damping": 3.0, "limit_damping_depth": 0.01}
+JOINT = {"joint": REVOLUTE, "servo": True, "limit_stiffness": 400.0, "limit_damping": 3.0, "limit_damping_depth": 0.01}
 GROUND = {"stiffness": 6.25e3, "damping": 1.27e4, "friction_stiffness": 255.0, "friction": 0.8}
 
 
@@ -158,6 +158,7 @@ class Go1(FloatingBase):
         motors = [(x.stiffness, x.motor_damping, x.effort_limit) for x in self.articulation.links[1:]]
         self.kp, self.kd, self.strongest = self.constant(motors).unbind(1)
         self.stand = self.constant(self.start_angles)
+        self.alike = self.zeros(self.articulation.num_dofs) + 1.0
 
     def actuate(self, action):
         self.action_before = self.last_action  # for the reward of this step
@@ -170,8 +171,17 @@ class Go1(FloatingBase):
     def torques(self, obs, action):
         """Of the motors in the state that obs shows, (N, 12), N m."""
         angles, rates = obs[:, 11:23], 10.0 * obs[:, 23:35]
-        torques = self.kp * (self.target(action) - angles) - self.kd * rates
-        return torch.maximum(torch.minimum(torques, self.strongest), -self.strongest)
+        kp, kd, strongest = self.motors()
+        torques = kp * (self.target(action) - angles) - kd * rates
+        return torch.maximum(torch.minimum(torques, strongest), -strongest)
+
+    def motors(self):
+        """kp, kd and the largest torque, (12,), or (N, 12) where environments differ."""
+        if not self.parameters:
+            return self.kp, self.kd, self.strongest
+        names = ("stiffness", "damping", "motor_strength")
+        kp, kd, strength = (self.parameters.get(name, self.alike)[:, 6:] for name in names)
+        return kp * strength * self.kp, kd * strength * self.kd, strength * self.strongest
 
     def reward(self, obs, action):
         velocity = 2.0 - (obs[:, 5] - self.wanted_velocity) ** 2 - obs[:, 7] ** 2

@@ -342,6 +342,7 @@ def _add_motors(m, links):
         pull = link.stiffness * link.target - stiffness * q0 + b0
         link.stiffness, link.motor_damping = link.stiffness + stiffness, link.motor_damping + damping
         link.target = pull / link.stiffness if link.stiffness != 0.0 else 0.0
+        link.servo = link.servo or bool(stiffness != 0.0)
         link.armature += gear * gear * _extra(m, "actuator_armature", a)
         link.damping += gear * gear * _extra(m, "actuator_damping", a)
         limit = abs(gear) * max(abs(m.actuator_forcerange[a])) if m.actuator_forcelimited[a] else math.inf

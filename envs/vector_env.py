@@ -12,7 +12,16 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.physics import Simulator, check_numbers, check_tensor, resolve_device, shown, truth, whole_number
+from envs.physics import (
+    Simulator,
+    check_numbers,
+    check_tensor,
+    number_range,
+    resolve_device,
+    shown,
+    truth,
+    whole_number,
+)
 from envs.render import Renderer
 
 LARGEST_SEED = 2**64 - 1
@@ -44,6 +53,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     seed: of the environment's own generator; the global ones of torch, numpy and random are not touched.
     max_episode_steps: time limit of an episode in steps (default: the task's).
     stochastic_reset: False starts every episode in the task's rest state; goals are random all the same.
+    randomize: {name: (low, high)}, factors of the robot's own parameters, such as {"friction": (0.5, 1.25)}.  They are
+        drawn uniformly, one per environment, where an episode begins; the names are those of set_parameters().
     num_threads: of the simulator, at most one per 16 environments or more (default: torch's number); on the CPU only.
     render_mode: with "rgb_array" render() returns a picture of every environment, as gymnasium's wrappers expect.
 
@@ -77,6 +88,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         seed=1,
         max_episode_steps=None,
         stochastic_reset=True,
+        randomize=None,
         num_threads=None,
         render_mode=None,
     ):
@@ -91,6 +103,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.generator = torch.Generator(self.device).manual_seed(_seed(seed))
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
+        self.randomize = self._ranges(randomize)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": list(RENDER_MODES)}
         self.metadata["render_fps"] = round(1.0 / self.dt)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
@@ -99,7 +112,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.joint_q = self.joint_qd = self.renderer = None
         self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)  # not yet told of
-        self.noise = None  # of this step: (N, reset_noise_size), uniform in [-1, 1], see _draw_noise
+        # of this step: (N, reset_noise_size), uniform in [-1, 1], and factors {name: (N,)}, see _draw_noise
+        self.noise, self.drawn_factors = None, {}
         self.drawn_articulation = self.drawn_articulation or self.articulation
 
     def actuate(self, action):
@@ -230,6 +244,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self.last_action = torch.where(rows[:, None], 0.0, self.last_action)
         if self.num_goal > 0:
             self.goal = torch.where(rows[:, None], self.sample_goal(self.noise), self.goal)
+        if self.randomize:
+            known = {name: self.parameters.get(name, drawn) for name, drawn in self.drawn_factors.items()}
+            new = {name: torch.where(rows[:, None], drawn, known[name]) for name, drawn in self.drawn_factors.items()}
+            self.simulator.set_parameters(new)
 
     def _possibly_any(self, rows):
         """Whether some row is True. On CUDA the answer is always yes: asking would make the host wait for the GPU."""
@@ -258,6 +276,27 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             check_numbers(name, value)
         self.joint_q, self.joint_qd = (x.clone(memory_format=torch.contiguous_format) for x in (joint_q, joint_qd))
 
+    @_of_an_open_environment
+    def set_parameters(self, *, friction=None, mass_scale=None, motor_strength=None, stiffness=None, damping=None):
+        """Multiply the robot's own parameters by these factors, >= 0, from the next step on: 1 leaves them as they are.
+
+        Each is one number per environment, (N,), or for mass_scale one per link (N, num_links), for the last three one
+        per degree of freedom (N, nv); what they act on is in physics/parameters.py.  None changes nothing.
+        They hold until they are set again or, if they are in `randomize`, until the next episode.
+
+        Copies are made, which keep the gradients of the given tensors: what follows is differentiable with respect to
+        them.  A backward pass frees the graph before them, so set factors that are computed from others once per pass.
+        """
+        given = {"friction": friction, "mass_scale": mass_scale, "motor_strength": motor_strength}
+        given |= {"stiffness": stiffness, "damping": damping}
+        check = self.simulator.parameters.check
+        self.simulator.set_parameters({name: check(name, x) for name, x in given.items() if x is not None})
+
+    @property
+    def parameters(self):
+        """The factors that have been set or drawn, {name: (N, k)}: see set_parameters()."""
+        return self.simulator.parameters.factors
+
     def at_origin(self, joint_q, joint_qd):
         """The states (N, nq), (N, nv) with a floating robot moved along the ground to x = z = 0; others as they are.
 
@@ -280,16 +319,24 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Everything that a bit-exact continuation needs, as tensors without gradients."""
         self._check_has_state()
         state = {name: getattr(self, name).detach().clone() for name in self._blank_state()}
+        state |= {name: factor.detach().clone() for name, factor in self.parameters.items()}
         return state | {"generator": self.generator.get_state()}
 
     @_of_an_open_environment
     def load_state_dict(self, state):
         """Continue from a state_dict() of the same task, number of environments and kind of device."""
-        expected = self._blank_state()
-        self._check_state_dict(state, expected)
+        expected, factors = self._blank_state(), self._own_parameters(state)
+        self._check_state_dict(state, expected | factors)
         self.generator.set_state(state["generator"].cpu())
+        copies = {
+            name: state[name].detach().to(self.device).clone(memory_format=torch.contiguous_format)
+            for name in expected | factors
+        }
         for name in expected:
-            setattr(self, name, state[name].detach().to(self.device).clone(memory_format=torch.contiguous_format))
+            setattr(self, name, copies[name])
+        if factors or self.parameters:
+            own = {name: torch.ones_like(factor) for name, factor in self.parameters.items()}
+            self.simulator.set_parameters(own | {name: copies[name] for name in factors})
 
     @_of_an_open_environment
     def render(self, index=None):
@@ -339,6 +386,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             state |= {"goal": self.zeros(self.num_goal), "successes": torch.zeros_like(state["episode_length"])}
         return state
 
+    def _own_parameters(self, state):
+        """Of the factors that a state has or, in an environment like this one, must have: all 1."""
+        sizes = self.simulator.parameters.sizes
+        names = [name for name in sizes if name in self.randomize or isinstance(state, dict) and name in state]
+        return {name: self.zeros(sizes[name]) + 1.0 for name in names}
+
     def _draw(self, index):
         if self.renderer is None:
             view = {"look_at_height": self.camera_height, "distance": self.camera_distance}
@@ -351,6 +404,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         shape = (self.num_envs, self.reset_noise_size)
         uniform = torch.rand(shape, generator=self.generator, dtype=torch.float32, device=self.device)
         self.noise = 2.0 * uniform - 1.0
+        for name, (low, high) in self.randomize.items():
+            uniform = torch.rand((self.num_envs, 1), generator=self.generator, dtype=torch.float32, device=self.device)
+            drawn = low + (high - low) * uniform
+            self.drawn_factors[name] = drawn.repeat(1, self.simulator.parameters.sizes[name])
 
     def _initial_state(self):
         return self.sample_state(self.noise) if self.stochastic_reset else self.rest_state()
@@ -361,6 +418,19 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def _check_has_state(self):
         if self.joint_q is None:
             raise RuntimeError("the environment has no state yet: call reset() first")
+
+    def _ranges(self, randomize):
+        """The argument `randomize` as {name: (low, high)}."""
+        if randomize is not None and not isinstance(randomize, dict):
+            expected = "randomize: expected None or a dict like {'friction': (0.5, 1.25)}"
+            raise ValueError(f"{expected}, got {shown(randomize)}")
+        names, ranges = self.simulator.parameters.sizes, {}
+        for name, bounds in (randomize or {}).items():
+            if not isinstance(name, str) or name not in names:
+                expected = f"randomize: expected names among {', '.join(names)} for this robot"
+                raise ValueError(f"{expected}, got {shown(name)}")
+            ranges[name] = number_range(f"randomize[{name!r}]", bounds)
+        return ranges
 
     def _rows_to_reset(self, options):
         """The mask (N,) in the options of reset(), or None for all environments."""
@@ -390,7 +460,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
                 check_tensor(f"state[{name!r}] of {self.num_envs} environments", state[name], like.shape, like.dtype)
             except TypeError as error:  # of the content of an argument that has the right type
                 raise ValueError(*error.args) from error
-            check_numbers(f"state[{name!r}]", state[name], at_least=-math.inf if like.is_floating_point() else 0)
+            any_sign = like.is_floating_point() and name not in self.simulator.parameters.sizes
+            check_numbers(f"state[{name!r}]", state[name], at_least=-math.inf if any_sign else 0)
         try:
             torch.Generator(self.device).set_state(state["generator"].cpu())
         except (AttributeError, RuntimeError, TypeError) as error:

@@ -128,6 +128,7 @@ METHODS = {
     "step": lambda env: env.step(torch.zeros(32, 3)),
     "detach": lambda env: env.detach(),
     "set_state": lambda env: env.set_state(torch.zeros(32, 6), torch.zeros(32, 6)),
+    "set_parameters": lambda env: env.set_parameters(mass_scale=torch.ones(32)),
     "state_dict": lambda env: env.state_dict(),
     "load_state_dict": lambda env: env.load_state_dict({}),
     "render": lambda env: env.render(),
@@ -155,7 +156,7 @@ def test_after_close_every_method_says_so_and_gradients_of_earlier_steps_remain(
 def test_the_methods_that_are_closed_are_all_there_are():
     """Those of the environment that read or change the state; a task's own are functions of their arguments."""
     tasks_own = "actuate observe reward is_terminal sample_state rest_state is_goal_reached sample_goal drawn_joint_q"
-    others = {"close", "close_extras", "zeros", "constant", "at_origin", *tasks_own.split()}
+    others = {"close", "close_extras", "zeros", "constant", "at_origin", "parameters", *tasks_own.split()}
     public = {name for name, value in vars(envs.VectorEnv).items() if callable(value) and name[0] != "_"}
     assert public - others == set(METHODS)
 

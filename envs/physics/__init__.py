@@ -1,6 +1,7 @@
 """Differentiable physics of robots: a robot as data in, one step of motion and its derivative out.
 
-articulation.py is what the author of a robot writes, model.py the same as the kernels read it.  One physical idea each:
+articulation.py is what the author of a robot writes, model.py the same as the kernels read it, parameters.py what may
+differ between environments.  One physical idea each:
 kinematics.py, forces.py, body_contact.py, mass_matrix.py, integrate.py, reference_point.py.  substeps.py puts them in
 order, one environment step forward and backward; simulator.py makes it one node of autograd's graph.  Nothing here
 knows of tasks, rewards or episodes.
@@ -12,6 +13,7 @@ hold, with the suffix _out where an input has that name.
 from envs.physics.arguments import (
     check_numbers,
     check_tensor,
+    number_range,
     positive_number,
     resolve_device,
     shown,
@@ -54,6 +56,7 @@ __all__ = [
     "check_tensor",
     "contact_pair",
     "end_contacts",
+    "number_range",
     "positive_number",
     "resolve_device",
     "shown",

@@ -38,6 +38,15 @@ def positive_number(name, value):
     return float(value)
 
 
+def number_range(name, value):
+    """The argument `name` as two floats (low, high), 0 <= low <= high. Raises ValueError for anything else."""
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    real = pair and all(isinstance(x, Real) and not isinstance(x, bool) for x in value)
+    if not real or not 0.0 <= value[0] <= value[1] < LARGEST_FLOAT:
+        raise ValueError(f"{name}: expected two numbers 0 <= low <= high, got {shown(value)}")
+    return float(value[0]), float(value[1])
+
+
 def truth(name, value):
     """The argument `name` as a bool. Raises TypeError for anything else."""
     if not isinstance(value, bool | np.bool_):

@@ -51,6 +51,8 @@ class Link:
     target: float = 0.0
     """rest position of the joint spring"""
     motor_damping: float = 0.0
+    servo: bool = False
+    """the spring is that of a position servo: actuation is its stiffness times the wanted position"""
     effort_limit: float = np.inf
     """largest force or torque of actuation, spring and motor_damping together; damping and limits act beyond it"""
     limits: tuple = (-1.0e6, 1.0e6)

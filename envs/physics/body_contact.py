@@ -31,7 +31,8 @@ class Meeting:
     half: wp.vec3  # half extents of the shape
     box: wp.transform  # pose of the box in the world
     box_half: wp.vec3
-    material: wp.vec4  # stiffness ke, damping kd, friction stiffness kf, friction coefficient mu
+    material: wp.vec3  # stiffness ke, damping kd, friction stiffness kf
+    friction: float  # coefficient mu
 
 
 @wp.func
@@ -164,7 +165,7 @@ def contact_wrench(m: Meeting, velocity: wp.spatial_vector, depth: float, normal
     ke = material[0]
     kd = material[1]
     kf = material[2]
-    mu = material[3]
+    mu = m.friction
     n = wp.transform_vector(m.box, normal)
     point = wp.transform_point(m.box, p)
     u = wp.spatial_bottom(velocity) + wp.cross(wp.spatial_top(velocity), point)
@@ -232,10 +233,11 @@ def wrench_on_first(
     half_1 = pairs.half_extents[k, 0]
     half_2 = pairs.half_extents[k, 1]
     material = pairs.material[k]
+    mu = pairs.pair_friction[env, k]
     X = wp.transform_multiply(wp.transform_inverse(second), first)
     X_inverse = wp.transform_multiply(wp.transform_inverse(first), second)
-    first_in_second = Meeting(X, half_1, second, half_2, material)
-    second_in_first = Meeting(X_inverse, half_2, first, half_1, material)
+    first_in_second = Meeting(X, half_1, second, half_2, material, mu)
+    second_in_first = Meeting(X_inverse, half_2, first, half_1, material, mu)
     wrench = wp.spatial_vector()
     if pairs.radii[k][0] > 0.0:
         wrench = sphere_wrench(first_in_second, velocity, pairs.radii[k])

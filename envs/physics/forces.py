@@ -35,13 +35,13 @@ def lowest_height(model: Model, k: int, pose: wp.transform):
 
 
 @wp.func
-def ground_wrench(model: Model, k: int, pose: wp.transform, twist: wp.spatial_vector):
+def ground_wrench(model: Model, env: int, k: int, pose: wp.transform, twist: wp.spatial_vector):
     """Wrench of the ground on contact point k, which is sunk into it, of a link with this pose and twist."""
     material = model.contact_material[k]
     ke = material[0]
     kd = material[1]
     kf = material[2]
-    mu = material[3]
+    mu = model.contact_friction[env, k]
     p = wp.transform_point(pose, model.contact_point[k]) - wp.vec3(0.0, model.contact_radius[k], 0.0)
     depth = wp.max(-p[1], 0.0)  # by rounding, a point that lowest_height finds sunk may be out here
     u = wp.spatial_bottom(twist) + wp.cross(wp.spatial_top(twist), p)
@@ -57,18 +57,20 @@ def ground_wrench(model: Model, k: int, pose: wp.transform, twist: wp.spatial_ve
 
 
 @wp.func
-def ground_contact(model: Model, link: int, pose: wp.transform, twist: wp.spatial_vector):
+def ground_contact(model: Model, env: int, link: int, pose: wp.transform, twist: wp.spatial_vector):
     total = wp.spatial_vector()
     for k in range(model.contact_start[link], model.contact_start[link + 1]):
         if lowest_height(model, k, pose) < 0.0:
-            total += ground_wrench(model, k, pose, twist)
+            total += ground_wrench(model, env, k, pose, twist)
     return total
 
 
 @wp.func
-def inertial_wrench(model: Model, link: int, pose: wp.transform, twist: wp.spatial_vector, bias: wp.spatial_vector):
+def inertial_wrench(
+    model: Model, env: int, link: int, pose: wp.transform, twist: wp.spatial_vector, bias: wp.spatial_vector
+):
     """What must act on the link, less gravity: Newton-Euler about the centre of mass, moved to the reference point."""
-    m = model.link_mass[link]
+    m = model.link_mass[env, link]
     r = wp.transform_get_rotation(pose)
     w = wp.spatial_top(twist)
     c = wp.transform_point(pose, model.link_com[link])
@@ -79,7 +81,7 @@ def inertial_wrench(model: Model, link: int, pose: wp.transform, twist: wp.spati
     force = m * (a_c - model.gravity)
     # Euler's equation with the inertia in link axes: n_c = I dw + w x I w
     w_link = wp.quat_rotate_inv(r, w)
-    inertia = model.link_inertia[link]
+    inertia = model.link_inertia[env, link]
     moment_link = inertia * wp.quat_rotate_inv(r, dw) + wp.cross(w_link, inertia * w_link)
     return wp.spatial_vector(wp.quat_rotate(r, moment_link) + wp.cross(c, force), force)
 
@@ -99,8 +101,8 @@ def link_wrenches(
     i, env = wp.tid()
     pose = link_pose[env, i]
     twist = link_twist[env, i]
-    inertial = inertial_wrench(model, i, pose, twist, link_bias[env, i])
-    link_wrench[env, i] = inertial - ground_contact(model, i, pose, twist)
+    inertial = inertial_wrench(model, env, i, pose, twist, link_bias[env, i])
+    link_wrench[env, i] = inertial - ground_contact(model, env, i, pose, twist)
 
 
 @wp.func
@@ -112,13 +114,11 @@ def sum_of_children(model: Model, tree_wrench: wp.array2d[wp.spatial_vector], en
 
 
 @wp.func
-def motor_and_damper(model: Model, dof: int, q: float, qd: float, act: float):
+def motor_and_damper(model: Model, env: int, dof: int, q: float, qd: float, act: float):
     """Actuation and spring, as strong as effort_limit allows, and the damper of a joint with one degree of freedom."""
-    effort = act - model.stiffness[dof] * (q - model.target[dof]) - model.motor_damping[dof] * qd
-    damping = model.damping[dof]
-    if model.limit_damping_depth[dof] == 0.0:
-        damping += model.limit_damping[dof]
-    return wp.clamp(effort, -model.effort_limit[dof], model.effort_limit[dof]) - damping * qd
+    effort = act - model.stiffness[env, dof] * (q - model.target[dof]) - model.motor_damping[env, dof] * qd
+    limit = model.effort_limit[env, dof]
+    return wp.clamp(effort, -limit, limit) - model.damping[env, dof] * qd
 
 
 @wp.func
@@ -158,5 +158,5 @@ def joint_forces(
         tau = joint_act[env, d]
         if model.dof_q[d] >= 0:
             q = joint_q[env, model.dof_q[d]]
-            tau = motor_and_damper(model, d, q, joint_qd[env, d], tau) + joint_limit(model, d, q, joint_qd[env, d])
+            tau = motor_and_damper(model, env, d, q, joint_qd[env, d], tau) + joint_limit(model, d, q, joint_qd[env, d])
         joint_tau[env, d] = tau - wp.spatial_dot(motion_subspace[env, d], tree_wrench[env, model.dof_link[d]])

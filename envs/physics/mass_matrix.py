@@ -58,9 +58,9 @@ def composite_inertias(
     for k in range(model.num_links):
         i = model.num_links - 1 - k
         pose = link_pose[env, i]
-        m = model.link_mass[i]
+        m = model.link_mass[env, i]
         c = wp.transform_point(pose, model.link_com[i])
-        own = inertia_about_reference(model.link_inertia[i], m, wp.transform_get_rotation(pose), c)
+        own = inertia_about_reference(model.link_inertia[env, i], m, wp.transform_get_rotation(pose), c)
         tree_moment[env, i] = m * c + sum_of_first_moments(model, tree_moment, env, i)
         tree_inertia[env, i] = own + sum_of_inertias(model, tree_inertia, env, i)
 
@@ -87,7 +87,7 @@ def mass_matrix(
     i, env = wp.tid()
     link = model.dof_link[i]
     S = motion_subspace[env, i]
-    momentum = spatial_momentum(model.tree_mass[link], tree_moment[env, link], tree_inertia[env, link], S)
+    momentum = spatial_momentum(model.tree_mass[env, link], tree_moment[env, link], tree_inertia[env, link], S)
     H[env, i, i] = wp.spatial_dot(S, momentum)
     for k in range(model.ancestor_start[i], model.ancestor_start[i + 1]):
         j = model.ancestor[k]

@@ -1,4 +1,6 @@
-"""The articulation as Warp arrays, which the kernels read: constants, without gradients.
+"""The articulation as Warp arrays, which the kernels read.
+
+What may differ from environment to environment has a row for each: see parameters.py.  The rest are constants.
 
 Lists of different lengths, such as the children of each link, stand one after the other in one array; a second array
 says where each begins: those of link i are child[child_start[i] : child_start[i + 1]].
@@ -8,6 +10,7 @@ import numpy as np
 import warp as wp
 
 from envs.physics.articulation import FREE, NUM_COORDS, NUM_DOFS, Articulation, check
+from envs.physics.parameters import dof_links, own_values, sorted_contacts
 
 
 @wp.struct
@@ -22,10 +25,7 @@ class Model:
     link_parent: wp.array[int]
     child_start: wp.array[int]
     child: wp.array[int]
-    link_mass: wp.array[float]
-    tree_mass: wp.array[float]  # of the link and everything it carries
     link_com: wp.array[wp.vec3]
-    link_inertia: wp.array[wp.mat33]
     joint_type: wp.array[int]
     joint_axis: wp.array[wp.vec3]
     joint_frame: wp.array[wp.transform]  # parent frame -> joint frame
@@ -37,11 +37,7 @@ class Model:
     ancestor_start: wp.array[int]  # the dofs between dof i and the root, nearest first, are
     ancestor: wp.array[int]  # ancestor[ancestor_start[i] : ancestor_start[i + 1]]
     armature: wp.array[float]
-    stiffness: wp.array[float]
-    damping: wp.array[float]
     target: wp.array[float]
-    motor_damping: wp.array[float]
-    effort_limit: wp.array[float]
     limit_lower: wp.array[float]
     limit_upper: wp.array[float]
     limit_stiffness: wp.array[float]
@@ -51,7 +47,18 @@ class Model:
     contact_start: wp.array[int]
     contact_point: wp.array[wp.vec3]
     contact_radius: wp.array[float]
-    contact_material: wp.array[wp.vec4]  # stiffness ke, damping kd, friction stiffness kf, friction coefficient mu
+    contact_material: wp.array[wp.vec3]  # stiffness ke, damping kd, friction stiffness kf
+    # per environment and link
+    link_mass: wp.array2d[float]
+    tree_mass: wp.array2d[float]  # of the link and everything it carries
+    link_inertia: wp.array2d[wp.mat33]
+    # per environment and degree of freedom
+    stiffness: wp.array2d[float]
+    damping: wp.array2d[float]  # with limit_damping where that acts always
+    motor_damping: wp.array2d[float]
+    effort_limit: wp.array2d[float]
+    # per environment and contact point
+    contact_friction: wp.array2d[float]  # coefficient mu
 
 
 @wp.struct
@@ -65,17 +72,19 @@ class PairModel:
     radii: wp.array[wp.vec2]
     reach: wp.array[float]  # farther apart than this the centres of shapes that touch cannot be
     link_reach: wp.array[float]  # nor the origins of their links than this
-    material: wp.array[wp.vec4]
+    material: wp.array[wp.vec3]  # as that of a contact point
     pair_start: wp.array[int]  # the pairs of link i are pair[pair_start[i] : pair_start[i + 1]]
     pair: wp.array[int]
     sign: wp.array[float]  # 1 where the link has the first shape, -1 where it has the second
     # the edges of the cube from -1 to 1 run from middle - direction to middle + direction
     edge_middle: wp.array[wp.vec3]
     edge_direction: wp.array[wp.vec3]
+    # per environment and pair
+    pair_friction: wp.array2d[float]
 
 
-def build_model(articulation: Articulation, device) -> Model:
-    """Copy an articulation to the Warp arrays that the kernels read on `device`."""
+def build_model(articulation: Articulation, device, num_envs) -> Model:
+    """Copy an articulation to the Warp arrays that the kernels read on `device`, the same for all environments."""
     check(articulation)
     model = Model()
     model.num_links = len(articulation.links)
@@ -83,18 +92,28 @@ def build_model(articulation: Articulation, device) -> Model:
     model.num_shifted = _num_shifted(articulation)
     model.gravity = wp.vec3(*articulation.gravity)
     columns = _link_columns(articulation.links) | _dof_columns(articulation.links) | _contact_columns(articulation)
-    return _fill(model, columns, device)
+    return _share(_fill(model, columns, device), own_values(articulation), device, num_envs)
 
 
-def build_pair_model(articulation: Articulation, device) -> PairModel:
+def build_pair_model(articulation: Articulation, device, num_envs) -> PairModel:
     """The same for its contact pairs."""
-    return _fill(PairModel(), _pair_columns(articulation) | _edge_columns(), device)
+    pairs = _fill(PairModel(), _pair_columns(articulation) | _edge_columns(), device)
+    return _share(pairs, own_values(articulation), device, num_envs)
 
 
 def _fill(model, columns, device):
     for name, (values, dtype) in columns.items():
         values = np.array(values, dtype=np.int32 if dtype in (int, wp.vec2i) else np.float32)
         setattr(model, name, wp.array(values, dtype=dtype, device=device))
+    return model
+
+
+def _share(model, values, device, num_envs):
+    """Give all environments the same row in memory."""
+    for name, value in values.items():
+        if hasattr(model, name):
+            rows = value.to(wp.device_to_torch(device)).expand(num_envs, *value.shape)
+            setattr(model, name, wp.from_torch(rows, dtype=wp.mat33 if rows.dim() == 4 else wp.float32))
     return model
 
 
@@ -110,10 +129,7 @@ def _link_columns(links):
         "link_parent": ([link.parent for link in links], int),
         "child_start": (_offsets([len(c) for c in children]), int),
         "child": ([i for c in children for i in c], int),
-        "link_mass": ([link.mass for link in links], float),
-        "tree_mass": (_tree_masses(links), float),
         "link_com": ([link.com for link in links], wp.vec3),
-        "link_inertia": ([_inertia_matrix(link.inertia) for link in links], wp.mat33),
         "joint_type": ([link.joint for link in links], int),
         "joint_axis": ([link.axis for link in links], wp.vec3),
         "joint_frame": ([(*link.offset, *link.rotation) for link in links], wp.transform),
@@ -123,16 +139,12 @@ def _link_columns(links):
 
 
 def _dof_columns(links):
-    owners = [i for i, link in enumerate(links) for _ in range(NUM_DOFS[link.joint])]
+    owners = dof_links(links)
     q_start = _offsets([NUM_COORDS[link.joint] for link in links])
     ancestors = [_ancestors(links, owners, dof) for dof in range(len(owners))]
     springs = {
         "armature": [links[i].armature for i in owners],
-        "stiffness": [links[i].stiffness for i in owners],
-        "damping": [links[i].damping for i in owners],
         "target": [links[i].target for i in owners],
-        "motor_damping": [links[i].motor_damping for i in owners],
-        "effort_limit": [links[i].effort_limit for i in owners],
         "limit_lower": [links[i].limits[0] for i in owners],
         "limit_upper": [links[i].limits[1] for i in owners],
         "limit_stiffness": [links[i].limit_stiffness for i in owners],
@@ -148,14 +160,14 @@ def _dof_columns(links):
 
 
 def _contact_columns(articulation):
-    points = sorted(articulation.contacts, key=lambda contact: contact.link)
+    points = sorted_contacts(articulation)
     per_link = [sum(c.link == i for c in points) for i in range(len(articulation.links))]
-    materials = [(c.stiffness, c.damping, c.friction_stiffness, c.friction) for c in points]
+    materials = [(c.stiffness, c.damping, c.friction_stiffness) for c in points]
     return {
         "contact_start": (_offsets(per_link), int),
         "contact_point": (np.reshape([c.point for c in points], (-1, 3)), wp.vec3),
         "contact_radius": ([c.radius for c in points], float),
-        "contact_material": (np.reshape(materials, (-1, 4)), wp.vec4),
+        "contact_material": (np.reshape(materials, (-1, 3)), wp.vec3),
     }
 
 
@@ -165,7 +177,7 @@ def _pair_columns(articulation):
     extents = np.reshape([pair.half_extents for pair in pairs], (-1, 2, 3))
     radii = np.reshape([pair.radii for pair in pairs], (-1, 2))
     reach = (np.linalg.norm(extents, axis=2) + radii).sum(axis=1)
-    materials = [(pair.stiffness, pair.damping, pair.friction_stiffness, pair.friction) for pair in pairs]
+    materials = [(pair.stiffness, pair.damping, pair.friction_stiffness) for pair in pairs]
     per_link = [
         [(k, sign) for k, pair in enumerate(pairs) for link, sign in zip(pair.links, (1.0, -1.0)) if link == i]
         for i in range(len(articulation.links))
@@ -177,7 +189,7 @@ def _pair_columns(articulation):
         "radii": (radii, wp.vec2),
         "reach": (reach, float),
         "link_reach": (reach + np.linalg.norm(centers, axis=2).sum(axis=1), float),
-        "material": (np.reshape(materials, (-1, 4)), wp.vec4),
+        "material": (np.reshape(materials, (-1, 3)), wp.vec3),
         "pair_start": (_offsets([len(entries) for entries in per_link]), int),
         "pair": ([k for entries in per_link for k, _ in entries], int),
         "sign": ([sign for entries in per_link for _, sign in entries], float),
@@ -201,18 +213,5 @@ def _ancestors(links, owners, dof):
     return chain
 
 
-def _tree_masses(links):
-    masses = [link.mass for link in links]
-    for i in reversed(range(len(links))):
-        if links[i].parent >= 0:
-            masses[links[i].parent] += masses[i]
-    return masses
-
-
 def _offsets(sizes):
     return [0, *np.cumsum(sizes, dtype=int).tolist()]
-
-
-def _inertia_matrix(inertia):
-    inertia = np.asarray(inertia, dtype=np.float64)
-    return np.diag(inertia) if inertia.size == 3 else inertia.reshape(3, 3)

@@ -31,6 +31,7 @@ from envs.physics.arguments import check_tensor, resolve_device, whole_number
 from envs.physics.articulation import check_free_joints
 from envs.physics.lanes import NUM_LANES
 from envs.physics.model import build_model, build_pair_model
+from envs.physics.parameters import ALIKE, DIFFERENT, DIFFERENTIABLE, Parameters
 from envs.physics.substeps import Substeps
 from envs.physics.warp_lock import WARP
 
@@ -71,16 +72,14 @@ class Simulator:
         with WARP:
             wp.init()
             device = wp.device_from_torch(self.device)
-            models = [build(articulation, device) for build in (build_model, build_pair_model)]
+            models = [build(articulation, device, num_envs) for build in (build_model, build_pair_model)]
             check_free_joints(articulation)
             positions, velocities = (num_envs, articulation.num_coords), (num_envs, articulation.num_dofs)
             self.shapes = {"joint_q": positions, "joint_qd": velocities, "joint_act": velocities}
             self.batch_options = (models, articulation, dt, substeps, mass_matrix_interval)
+            self.parameters, self.environments = Parameters(articulation, num_envs, self.device), ALIKE
             self._check_memory(num_envs)
-            self.batches = self._new_batches()
-        self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
-        room = min(KEPT_BYTES, KEPT_PART * available_memory(self.device))
-        self.max_kept = max(1, min(KEPT_STEPS, int(room // sum(batch.num_bytes for batch in self.batches))))
+        self._start_keeping()
         self.step_count = 0
         self.pool, self.process = ThreadPoolExecutor(num_threads - 1) if num_threads > 1 else None, os.getpid()
 
@@ -96,11 +95,25 @@ class Simulator:
         inputs = (joint_q, joint_qd, joint_act)
         for (name, shape), x in zip(self.shapes.items(), inputs):
             check_tensor(name, x, shape, device=self.device)
+        if self.environments != ALIKE:
+            values, strength = self.parameters.values()
+            inputs = (joint_q, joint_qd, joint_act * strength, *values)
         self.step_count += 1
         # without a gradient, the buffers of the step before are used again
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             self.batches = self._batches_to_keep()
         return _SimulatorStep.apply(self, self.batches, self.step_count, *inputs)
+
+    def set_parameters(self, factors):
+        """Multiply the robot's own values by factors {name: (N, k)} from the next step on; see parameters.py.
+
+        Steps are differentiable with respect to these too.  Factors of other names stay as they are.
+        """
+        self.parameters.update(factors)
+        needed = DIFFERENTIABLE if self.parameters.requires_grad else DIFFERENT
+        if needed > self.environments:  # the buffers have no room for these values, or for their gradients
+            self.environments = needed
+            self._start_keeping()
 
     def close(self):
         """End the threads. What is computed after this, such as a backward pass, runs in the caller's thread alone."""
@@ -144,6 +157,13 @@ class Simulator:
         worth = min(num_envs // MIN_ENVS_PER_THREAD, num_envs * links_per_env // MIN_LINKS_PER_THREAD)
         return max(1, min(wanted, worth))
 
+    def _start_keeping(self):
+        """Make the first batches. Earlier ones live on in the graphs of their steps."""
+        self.batches = self._new_batches()
+        self.kept = deque([self.batches])  # with what they computed: oldest first, latest last
+        room = min(KEPT_BYTES, KEPT_PART * available_memory(self.device))
+        self.max_kept = max(1, min(KEPT_STEPS, int(room // sum(batch.num_bytes for batch in self.batches))))
+
     def _batches_to_keep(self):
         """Batches whose content the backward pass of this step will find: new ones or those used longest ago."""
         room = min(self.max_kept, KEPT_AT_FIRST + self.step_count // STEPS_PER_KEPT)
@@ -156,7 +176,7 @@ class Simulator:
 
     def _new_batch(self, num_envs):
         models, articulation, *timing = self.batch_options
-        return Substeps(*models, articulation, num_envs, *timing)
+        return Substeps(*models, articulation, num_envs, *timing, self.environments)
 
     def _check_memory(self, num_envs):
         """Linux grants memory that is not there, and ends the process that uses it."""
@@ -182,10 +202,10 @@ class _SimulatorStep(torch.autograd.Function):
     """The simulator as one node of autograd's graph, which keeps nothing but the inputs of the step."""
 
     @staticmethod
-    def forward(ctx, simulator, batches, step, joint_q, joint_qd, joint_act):
-        new_q, new_qd, diverged = simulator.run(Substeps.forward, batches, step, joint_q, joint_qd, joint_act)
+    def forward(ctx, simulator, batches, step, *inputs):
+        new_q, new_qd, diverged = simulator.run(Substeps.forward, batches, step, *inputs)
         ctx.simulator, ctx.batches, ctx.step = simulator, batches, step
-        ctx.save_for_backward(joint_q, joint_qd, joint_act, diverged)
+        ctx.save_for_backward(*inputs, diverged)
         ctx.mark_non_differentiable(diverged)
         return new_q, new_qd, diverged
 
@@ -197,4 +217,6 @@ class _SimulatorStep(torch.autograd.Function):
         *inputs, diverged = ctx.saved_tensors
         grads = ctx.simulator.run(Substeps.backward, ctx.batches, ctx.step, *inputs, grad_q, grad_qd)
         # where the state blew up the derivative means nothing, and 0 * inf would make it NaN
-        return None, None, None, *(grad.masked_fill(diverged[:, None], 0.0) for grad in grads)
+        grads = [grad.masked_fill(diverged.view(-1, *[1] * (grad.dim() - 1)), 0.0) for grad in grads]
+        without = [None] * (len(inputs) - len(grads))  # parameters that are constants
+        return None, None, None, *grads, *without

@@ -19,6 +19,7 @@ environments first, and so are the results.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import warp as wp
@@ -31,16 +32,17 @@ from envs.physics.kinematics import forward_kinematics
 from envs.physics.lanes import in_lanes, round_up
 from envs.physics.mass_matrix import composite_inertias, factorise, mass_matrix, solve, solve_adjoint
 from envs.physics.model import Model, PairModel
+from envs.physics.parameters import ALIKE, DIFFERENTIABLE, VALUES
 from envs.physics.reference_point import choose_reference_point, move_origin_of_positions, move_origin_of_velocities
 
 
 @dataclass
 class Variable:
-    """What goes into a step or comes out of it: a Warp array with a gradient, and torch's views of both."""
+    """What goes into a step or comes out of it: a Warp array and its gradient, if it has one, and torch's views."""
 
     array: wp.array
     value: torch.Tensor
-    grad: torch.Tensor
+    grad: torch.Tensor | None
 
 
 @dataclass
@@ -86,12 +88,14 @@ class Intermediates:
 class Substeps:
     """Runs environment steps of one batch, forward and backward, on its own buffers."""
 
-    def __init__(self, model: Model, pairs: PairModel, articulation: Articulation, num_envs, dt, substeps, interval):
-        self.model, self.pairs, self.num_envs = model, pairs, num_envs
+    def __init__(
+        self, model: Model, pairs: PairModel, articulation: Articulation, num_envs, dt, substeps, interval, parameters
+    ):
+        self.num_envs = num_envs
         self.num_coords, self.num_dofs = articulation.num_coords, articulation.num_dofs
         self.num_links, self.num_pairs = len(articulation.links), len(articulation.contact_pairs)
         self.h, self.interval = dt / substeps, interval
-        self.warp_device = model.link_mass.device
+        self.warp_device = model.link_parent.device
         # threads that share an environment's pairs: on the CPU a thread costs more than checking a distant pair, so one
         # does them all
         self.lanes = self.num_pairs if self.warp_device.is_cuda else 1
@@ -102,7 +106,8 @@ class Substeps:
         # about the reference point, at the start of each substep and after the last
         self.q = [self._differentiable(self.num_coords) for _ in range(substeps + 1)]
         self.qd = [self._differentiable(self.num_dofs) for _ in range(substeps + 1)]
-        self.inputs = (self.world_q, self.world_qd, self.act)
+        self.inputs = [self.world_q, self.world_qd, self.act]
+        self.model, self.pairs = (self._with_rows(struct, parameters) for struct in (model, pairs))
         self.reference_point = self._allocate(None, wp.vec3)
         self.diverged = self._allocate(None, wp.bool)
         self.diverged_rows = self._view(self.diverged)
@@ -119,29 +124,36 @@ class Substeps:
         """Whether the arrays have the environments last in memory."""
         return self.warp_device.is_cuda
 
-    def forward(self, step, joint_q, joint_qd, joint_act):
-        """(n, nq), (n, nv), (n, nv) -> the state after all substeps, and whether it has blown up (n,).
+    def forward(self, step, *inputs):
+        """joint_q (n, nq), joint_qd (n, nv), joint_act (n, nv) and, where environments differ, the parameters' values
+        (n, k, ...) -> the state after all substeps, and whether it has blown up (n,).
 
         step: a number that is given to no other step.
         """
         self.step_held = None  # until the launches finish, the buffers belong to no step
-        for variable, value in zip(self.inputs, (joint_q, joint_qd, joint_act)):
+        for variable, value in zip(self.inputs, inputs):
             variable.value.copy_(value)
         self._replay(self.forward_graph)
         self.step_held = step
         return self.new_q.value.clone(), self.new_qd.value.clone(), self.diverged_rows.clone()
 
-    def backward(self, step, joint_q, joint_qd, joint_act, grad_q, grad_qd):
-        """The vector-Jacobian product of `forward` at the same step and inputs."""
+    def backward(self, step, *inputs_and_gradients):
+        """The vector-Jacobian product of `forward` at the same step and inputs.
+
+        The last two arguments are grad_q (n, nq) and grad_qd (n, nv).  Returned are the gradients of all inputs, or of
+        all but the parameters where these have none.
+        """
+        *inputs, grad_q, grad_qd = inputs_and_gradients
         if self.step_held != step:
-            self.forward(step, joint_q, joint_qd, joint_act)
+            self.forward(step, *inputs)
+        variables = [variable for variable in self.inputs if variable.grad is not None]
         # adjoint kernels add to the gradients of their inputs and clear those of their outputs
-        for variable in self.inputs:
+        for variable in variables:
             variable.grad.zero_()
         self.new_q.grad.copy_(grad_q)
         self.new_qd.grad.copy_(grad_qd)
         self._replay(self.backward_graph)
-        return tuple(variable.grad.clone() for variable in self.inputs)
+        return tuple(variable.grad.clone() for variable in variables)
 
     def stages(self):
         """One environment step, in the order of the physics."""
@@ -256,6 +268,22 @@ class Substeps:
     def _variable(self, width):
         array = self._differentiable(width)
         return Variable(array, self._view(array), self._view(array.grad))
+
+    def _with_rows(self, struct, parameters):
+        """The model; where environments differ, with rows of their own for VALUES, which become inputs."""
+        if parameters == ALIKE:
+            return struct
+        own = type(struct)()
+        own.assign(struct)
+        for name in filter(partial(hasattr, struct), VALUES):
+            shared = getattr(struct, name)
+            array, grad = self._zeros(shared.dtype, *shared.shape[1:]), None
+            if parameters == DIFFERENTIABLE:
+                array.grad = self._zeros(shared.dtype, *shared.shape[1:])
+                grad = self._view(array.grad)
+            self.inputs.append(Variable(array, self._view(array), grad))
+            setattr(own, name, array)
+        return own
 
     def _view(self, array):
         """The same memory as a torch tensor, whatever torch's default device is."""
