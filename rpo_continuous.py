@@ -123,8 +123,8 @@ TASK_DEFAULTS = {
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "ent_coef": 0.001, "kl_coef": 0.003},
     "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
     "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # not in the paper
-    "go1": {"total_timesteps": 1_500_000, "num_envs": 64, "ent_coef": 0.05, "kl_coef": 0.25, "max_action_grad_norm": 5.0},
-    "file": {"total_timesteps": 5_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},  # any robot's
+    "go1": {"total_timesteps": 800_000, "num_envs": 64, "ent_coef": 0.05, "kl_coef": 0.25, "max_action_grad_norm": 5.0},
+    "file": {"total_timesteps": 800_000, "num_envs": 64, "ent_coef": 0.1, "kl_coef": 0.25, "max_action_grad_norm": 5.0},
 }
 TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0, "learning_rate": 2e-4}  # the paper: no limit, 5e-4
 
