@@ -1,18 +1,18 @@
-"""How fast RPO trains at several commits, in turn on one machine, which is the only way to compare them.
+"""How fast RPO trains and the environments are at several commits, in turn on one machine: the only way to compare.
 
     python -m benchmarks.commits --commits 8ea244a HEAD --output benchmarks/results/commits_cpu.csv
 
-`steps_per_s` is what a run prints in its line of progress once `--seconds` have gone by: environment steps per second
-since its first one, learning and logging included.  Every figure is the median of `--repeats` runs of the script as it
-is at the commit, with its own defaults for the task; the commits take turns.  `forward_backward` is the environments
-alone on one thread, by that commit's benchmarks/throughput.py.  Leave the machine alone meanwhile.
+Every figure is the median of `--repeats` calls of the commit's own benchmarks/throughput.py; the commits take turns.
+`training`: environment steps per second of RPO with its defaults for the task on all cores, learning and logging
+included, once the first iterations are over.  `forward_backward`: of the environments alone, on one thread, forward
+and backward.  Leave the machine alone meanwhile.
 """
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,33 +29,27 @@ class Args:
     """what git understands as a commit; rows hold its short hash"""
     env_ids: tuple[Literal[envs.ENV_IDS], ...] = ("anymal", "hopper", "ant", "humanoid", "hand_reorient")
     """the tasks"""
-    seconds: int = 30
-    """length of a run; it ends with the iteration that is then at work"""
+    iterations: int = 8
+    """of each training"""
     repeats: int = 3
-    """runs per figure"""
+    """calls per figure"""
     output: str | None = None
     """write the table to this CSV file as well"""
 
 
-def training_speed(tree, env_id, seconds):
-    """Environment steps per second of a run of RPO, all-in."""
-    command = [sys.executable, tree / "rpo_continuous.py", f"--env-id={env_id}", "--no-cuda"]
-    with tempfile.TemporaryDirectory() as folder:
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-            start = time.monotonic()
-            for line in process.stdout:
-                if "SPS" in line and time.monotonic() - start >= seconds:
-                    process.kill()
-                    return int(re.search(r"SPS ([\d,]+)", line)[1].replace(",", ""))
-    sys.exit(f"{' '.join(map(str, command))}: ended after less than {seconds} seconds")
+def measure(tree, env_id, iterations):
+    """What a commit's throughput.py says about a task: the figures of a row."""
+    alone = throughput(tree, env_id, 1)
+    trained = throughput(tree, env_id, os.cpu_count(), "--train", f"--iterations={iterations}")
+    return {"training": trained["training"], "forward_backward": alone["forward_backward"]}
 
 
-def simulator_speed(tree, env_id):
-    """Environment steps per second, forward and backward on one thread."""
-    flags = ["--env-ids", env_id, "--threads", "1", "--repeats", "5"]
-    command = [sys.executable, "-m", "benchmarks.throughput", *flags]
+def throughput(tree, env_id, num_threads, *flags):
+    """The last row of its table as a dictionary; whole numbers only."""
+    command = [sys.executable, "-m", "benchmarks.throughput", f"--env-ids={env_id}", f"--threads={num_threads}", *flags]
     output = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True).stdout
-    return int(output.splitlines()[-1].split("|")[-2].replace(",", ""))
+    titles, *_, numbers = ([cell.strip() for cell in line.split("|")] for line in output.splitlines())
+    return {title: int(x.replace(",", "")) for title, x in zip(titles, numbers) if re.fullmatch(r"[\d,]+", x)}
 
 
 def check_out(commit, folder):
@@ -73,14 +67,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         trees = [Path(folder) / str(k) for k in range(len(args.commits))]
         names = [check_out(commit, tree) for commit, tree in zip(args.commits, trees)]
+        for tree in trees:
+            throughput(tree, args.env_ids[0], 1)  # compiles the kernels
         for env_id in args.env_ids:
-            for tree in trees:
-                training_speed(tree, env_id, 1)  # compiles the kernels
-            runs = [[training_speed(tree, env_id, args.seconds) for tree in trees] for _ in range(args.repeats)]
-            alone = [[simulator_speed(tree, env_id) for tree in trees] for _ in range(args.repeats)]
+            turns = [[measure(tree, env_id, args.iterations) for tree in trees] for _ in range(args.repeats)]
             for k, name in enumerate(names):
-                row = {"env_id": env_id, "commit": name, "steps_per_s": median(speeds[k] for speeds in runs)}
-                rows.append(row | {"forward_backward": median(speeds[k] for speeds in alone)})
+                figures = {title: median(turn[k][title] for turn in turns) for title in turns[0][k]}
+                rows.append({"env_id": env_id, "commit": name} | figures)
                 print(rows[-1], flush=True)
             if args.output:
                 write_rows(args.output, rows)  # after every task

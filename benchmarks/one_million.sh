@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seed=$1
-scripts="rpo shac sapo reppo ppo gippo sac"
+scripts="rpo shac sapo reppo ppo gippo sac ahac fasttd3"
 results=benchmarks/results/1m
 
 python -m benchmarks.run --scripts $scripts --env-ids hopper --seeds "$seed" --results $results --flags="--total-timesteps 1000000 --num-envs 128" "${@:2}"

@@ -13,6 +13,7 @@ RESULTS = BENCHMARKS / "results"
 OTHERS = (
     "throughput",
     "training",
+    "commits",
     "scaling",
     "critic_step",
     "matmul",

@@ -12,6 +12,7 @@ import pytest
         ("throughput", "--output missing/x.csv", "--output: expected a file in an existing folder, got 'missing/x"),
         ("critic_step", "--output .", "--output: expected a file in an existing folder, got '.'"),
         ("matmul", "--output=", "--output: expected a value, got ''"),
+        ("commits", "--commits none", "--commits: expected commits of this repository, got 'none'"),
         ("throughput", "--repeats 0", "--repeats: expected 1 to 1000000000, got 0"),
         ("throughput", "--threads 1 -2", "--threads: expected 1 to 1000000000, got -2"),
         ("throughput", "--env-ids", "--env-ids: expected a value or more, got none"),

@@ -1,11 +1,16 @@
 """The policies that come with the repository can be evaluated and watched, and return what their table says."""
 
 import csv
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
 import envs
 from benchmarks.policy import POLICIES
+from benchmarks.records import ROOT
 
 TABLE = list(csv.DictReader((POLICIES / "returns.csv").read_text().splitlines()))
 
@@ -21,3 +26,19 @@ def test_a_policy_returns_what_its_line_says(row):
     returns, _ = envs.evaluate(envs.make(args["env_id"], num_envs=16), policy, seed=args["seed"])
     expected = float(row["deterministic"])
     assert abs(returns.mean().item() - expected) < 0.25 * abs(expected)
+
+
+def test_a_policy_is_scored_and_played_by_the_commands_of_its_readme(tmp_path):
+    readme = (POLICIES / "README.md").read_text()
+    played, scored = (line.split()[1:] for line in readme.splitlines() if line.startswith("    python "))
+    options = {"cwd": tmp_path, "text": True, "capture_output": True, "timeout": 240}
+    options["env"] = os.environ | {"PYTHONPATH": str(ROOT)}
+    absolute = [str(ROOT / part) if (ROOT / part).is_file() else part for part in [*scored, *played]]
+    scored, played = absolute[: len(scored)], absolute[len(scored) :]
+    output = subprocess.run([sys.executable, *scored, "--num-eval-envs", "8"], **options)
+    assert output.returncode == 0, output.stderr
+    expected = next(float(row["stochastic"]) for row in TABLE if row["file"] == "rpo_hopper.pt")
+    assert abs(float(re.search(r"return ([\d.]+)", output.stdout)[1]) - expected) < 0.25 * expected
+    output = subprocess.run([sys.executable, *played, "--record", "hopper.html"], **options)
+    assert output.returncode == 0, output.stderr
+    assert (tmp_path / "hopper.html").stat().st_size > 100_000
