@@ -113,7 +113,7 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# tables 3 and 4 of the paper, which has neither go1 nor files; it states a budget for ANYmal only, the others are our estimates
+# tables 3 and 4 of the paper, without go1 and file; it states only ANYmal's budget, the others are our estimates
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "ent_coef": 0.25, "kl_coef": 0.2},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
