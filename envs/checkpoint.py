@@ -266,7 +266,7 @@ def claim(run_dir, args):
 
 
 def load_policy(path, deterministic=True, device="cpu"):
-    """The policy in a checkpoint.pt: a function from observations to actions, and the flags of its run as a dict.
+    """The policy in a checkpoint.pt, a Policy, and the flags of its run as a dict.
 
     The observations are those of the environment args["env_id"] on `device`, (N, num_obs); the function normalises
     them.  The actions (N, num_actions) are in [-1, 1].  With deterministic=False the policy's noise comes from torch's
@@ -287,11 +287,23 @@ def load_policy(path, deterministic=True, device="cpu"):
         for network, name in ((actor, "actor"), (normalizer, "normalizer")):
             _check_tensors(network.state_dict(), state[name])
             network.load_state_dict(state[name])
-        act = actor.act
+        policy = Policy(actor, normalizer, deterministic)
     except (AttributeError, RuntimeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"path: expected networks of {state['script']} in {str(path)!r} ({reason})") from error
-    return lambda obs: act(normalizer(obs), deterministic=deterministic), args
+    return policy, args
+
+
+class Policy(torch.nn.Module):
+    """Observations (N, num_obs) of an environment -> actions (N, num_actions); its weights are constants."""
+
+    def __init__(self, actor, normalizer, deterministic):
+        super().__init__()
+        self.actor, self.normalizer, self.act, self.deterministic = actor, normalizer, actor.act, deterministic
+        self.requires_grad_(False)
+
+    def forward(self, obs):
+        return self.act(self.normalizer(obs), deterministic=self.deterministic)
 
 
 def _import_script(name):
