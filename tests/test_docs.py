@@ -76,9 +76,10 @@ def test_the_readme_lists_every_script():
 @pytest.mark.parametrize(
     "page, printed",
     [
-        ("README.md", "tensor([["),  # the gradient
-        ("docs/envs.md", "torch.Size([16, 1])"),  # the gradient's shape
-        ("docs/third_party.md", "ndarray float32 (4, 11)"),
+        ("README.md", r"tensor\(\[\["),  # the gradient
+        # recovered, of 0.6; the gradient's shape
+        ("docs/envs.md", r"friction: 0\.(59|60)\d\ntorch\.Size\(\[16, 1\]\)"),
+        ("docs/third_party.md", r"ndarray float32 \(4, 11\)"),
     ],
 )
 def test_examples_run(page, printed, capsys):
@@ -86,7 +87,7 @@ def test_examples_run(page, printed, capsys):
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {})
-    assert printed in capsys.readouterr().out
+    assert re.search(printed, capsys.readouterr().out)
 
 
 def test_commands_in_pages_have_a_module():

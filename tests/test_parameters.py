@@ -55,7 +55,7 @@ def scaled(articulation, friction=1.0, mass_scale=1.0, motor_strength=1.0, stiff
     return replace(articulation, links=links, contacts=surfaces[0], contact_pairs=surfaces[1])
 
 
-@pytest.mark.parametrize("env_id", ("go1", "anymal", "hopper", "humanoid", "cartpole", "hand_reorient"))
+@pytest.mark.parametrize("env_id", ("go1", "anymal", "hopper", "cartpole"))
 def test_a_factor_does_what_other_numbers_in_the_robot_do(env_id):
     """Every parameter alone, each in an environment of its own, against a robot that has been written so."""
     env = make(env_id, seed=3)
@@ -82,26 +82,29 @@ def test_a_factor_does_what_other_numbers_in_the_robot_do(env_id):
         assert effect > 1e-4 or name == "friction"  # where nothing slides it has none
 
 
-MATERIAL = {"stiffness": 1e4, "damping": 1e4, "friction_stiffness": 1e3, "friction": 0.5}
+MATERIAL = {"stiffness": 1e4, "damping": 1e2, "friction_stiffness": 1e3, "friction": 0.5}
 GROUND = [ContactPoint(2, (0.0, 0.0, 0.0), 0.1, **MATERIAL)]
 FLOOR = [contact_pair(Capsule(2, (0, 0, 0), (0, 0, 0), 0.1), Box(0, (0, -1, 0), (5, 1, 5)), **MATERIAL)]
 
 
 @pytest.mark.parametrize("touching", ({"contacts": GROUND}, {"contact_pairs": FLOOR}), ids=("ground", "floor"))
-def test_a_block_slides_as_far_as_its_friction_lets_it(touching):
-    """v^2 / (2 mu g), in environments of different friction, on the ground and on another body."""
-    v, floor = 2.0, Link("floor", -1, FIXED)
+def test_a_block_slides_as_far_as_its_friction_lets_it(touching, monkeypatch):
+    """d = v^2 / (2 mu g), and d' = -d / mu, for different friction, on the ground and on another body."""
+    monkeypatch.setattr("envs.physics.simulator.KEPT_STEPS", 1)
+    v, floor = 1.0, Link("floor", -1, FIXED)
     slides = [Link("x", -1, PRISMATIC, axis=(1, 0, 0), limit_damping=0.0)]
     slides += [Link("y", 1, PRISMATIC, axis=(0, 1, 0), mass=2.0, inertia=(1, 1, 1), limit_damping=0.0)]
     simulator = Simulator(Articulation([floor, *slides], **touching), 3, 0.01, 20, 20)
-    factor = torch.tensor([0.5, 1.0, 2.0])
+    factor = torch.tensor([0.5, 1.0, 2.0], requires_grad=True)
     simulator.set_parameters({"friction": factor[:, None]})
     q = torch.tensor([[0.0, 0.1 - 2.0 * 9.81 / 1e4]]).repeat(3, 1)  # where the ground carries it
     qd = torch.tensor([[v, 0.0]]).repeat(3, 1)
-    for _ in range(100):
+    for _ in range(50):
         q, qd, _ = simulator.step(q, qd, torch.zeros(3, 2))
     assert qd.abs().max() < 1e-3
-    assert torch.allclose(q[:, 0], v**2 / (2.0 * 0.5 * factor * 9.81), rtol=0.01)
+    distance = v**2 / (2.0 * 0.5 * factor * 9.81)
+    assert torch.allclose(q[:, 0], distance, rtol=0.01)
+    assert torch.allclose(torch.autograd.grad(q[:, 0].sum(), factor)[0], -distance / factor, rtol=0.02)
 
 
 def test_an_arm_turns_as_its_torque_and_its_inertia_say():
@@ -221,15 +224,16 @@ def test_a_new_episode_changes_the_parameters_of_its_environment_only():
         assert torch.equal(factor[0], before[name][0]) and (factor[1] != before[name][1]).all()
 
 
-def test_threads_do_not_change_a_single_bit():
+def test_threads_do_not_change_a_single_bit(monkeypatch):
+    monkeypatch.setattr("envs.physics.simulator.KEPT_STEPS", 1)
     results = []
     for num_threads in (1, 3):
         env = envs.make("ant", num_envs=50, num_threads=num_threads, randomize={"mass_scale": (0.5, 2.0)})
         env.reset()
-        friction = torch.linspace(0.5, 1.5, 50).requires_grad_()
-        env.set_parameters(friction=friction)
-        total = sum(env.step(torch.zeros(50, 8))[1].sum() for _ in range(20))
-        results.append((env.joint_q.detach(), *torch.autograd.grad(total, friction)))
+        damping = torch.linspace(0.5, 1.5, 50).requires_grad_()
+        env.set_parameters(damping=damping)
+        total = sum(env.step(torch.zeros(50, 8))[1].sum() for _ in range(3))
+        results.append((env.joint_q.detach(), *torch.autograd.grad(total, damping)))
     assert len(env.simulator.slices) == 3 and results[0][1].any()
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
@@ -245,11 +249,11 @@ def returns(env, state, factors, actions):
     return total + 0.1 * obs.sum(dim=1)
 
 
-# three steps on the ground; of the hand, falling, with the cube in the air
+# three steps, on the ground
 @pytest.mark.parametrize(
     "env_id, name",
     [(env_id, name) for env_id in ("go1", "anymal") for name in ALL]
-    + [("ant", "friction"), ("hopper", "damping"), ("humanoid", "mass_scale"), ("hand_reorient", "motor_strength")],
+    + [("ant", "friction"), ("hopper", "damping"), ("cartpole", "mass_scale")],
 )
 def test_gradients_equal_central_differences(env_id, name):
     env, noise = make(env_id, 8, seed=3), torch.Generator().manual_seed(0)

@@ -83,7 +83,7 @@ class PairModel:
     pair_friction: wp.array2d[float]
 
 
-def build_model(articulation: Articulation, device, num_envs) -> Model:
+def build_model(articulation: Articulation, device, num_envs=1) -> Model:
     """Copy an articulation to the Warp arrays that the kernels read on `device`, the same for all environments."""
     check(articulation)
     model = Model()
@@ -95,7 +95,7 @@ def build_model(articulation: Articulation, device, num_envs) -> Model:
     return _share(_fill(model, columns, device), own_values(articulation), device, num_envs)
 
 
-def build_pair_model(articulation: Articulation, device, num_envs) -> PairModel:
+def build_pair_model(articulation: Articulation, device, num_envs=1) -> PairModel:
     """The same for its contact pairs."""
     pairs = _fill(PairModel(), _pair_columns(articulation) | _edge_columns(), device)
     return _share(pairs, own_values(articulation), device, num_envs)
