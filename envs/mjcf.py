@@ -19,8 +19,8 @@ Contact: the constants follow from the robot's mass M and the gravity g.  A sing
     stops it there within `time_constant`:                     kd = M / (time_constant penetration)
     sticks, and lets it creep no longer than that:             kf = M / time_constant
 
-and a joint limit gives by `limit_give` under M g times the robot's height (a slide: under M g), with the damper that is
-critical for the inertia that this joint sees, from a tenth of that depth on.
+and a joint limit gives by `limit_give` under M g times the robot's height (a slide: under M g), or under the full force of
+its motor where that is larger.  Its damper is critical for the inertia that this joint sees, from a tenth of that depth on.
 
 Steps: semi-implicit Euler is stable while a substep is shorter than 2 / omega of every spring and 2 / rate of every
 damper.  `Robot.substeps(dt)` makes it half of that, from the inertia that each contact point and each joint sees in the
@@ -223,13 +223,18 @@ class Robot:
         """The spring and damper of joint limits: see above."""
         m = self.model
         heights = [self._world(c)[2] for c in self.contacts] + list(self.data.xpos[1:, 2])
-        height = max(max(heights) - min(heights), 0.1)
+        height, motors = max(max(heights) - min(heights), 0.1), self._motor_forces()
         for link, j in self._driven_links():
             if m.jnt_limited[j]:
-                lever = height if link.joint == REVOLUTE else 1.0
-                link.limit_stiffness = self.weight * lever / self.limit_give
+                lever, motor = height if link.joint == REVOLUTE else 1.0, motors[m.jnt_dofadr[j]]
+                link.limit_stiffness = max(self.weight * lever, min(motor, link.effort_limit)) / self.limit_give
                 link.limit_damping = 2.0 * math.sqrt(link.limit_stiffness / self._mobility(m.jnt_dofadr[j]))
                 link.limit_damping_depth = 0.1 * self.limit_give
+
+    def _motor_forces(self):
+        """(nv,) largest forces of the motors; a servo's ends at its target, and does not count."""
+        a = self.actuation
+        return (np.maximum(np.abs(a.low), np.abs(a.high)) * ~a.servo) @ np.abs(a.matrix)
 
     def _driven_links(self):
         """Links with a hinge or a slide, and the joint's index in MuJoCo's model."""

@@ -271,6 +271,19 @@ def test_a_limit_gives_as_documented(write):
     assert joint_q.item() == pytest.approx(-0.52, abs=1e-4)
 
 
+def test_a_limit_holds_against_the_motor(write):
+    text = """<mujoco><worldbody><body pos="0 0 1"><joint name="x" type="slide" axis="1 0 0" limited="true" range="-0.5 0.5"/>
+    <geom size="0.1" mass="0.5" contype="0" conaffinity="0"/></body></worldbody>
+    <actuator><motor joint="x" gear="200" ctrllimited="true" ctrlrange="-1 1"/></actuator></mujoco>"""
+    robot = quiet(write(text), limit_give=0.02)  # it weighs 4.9 N
+    start, force = torch.full((1, 1), 0.5), torch.full((200, 1, 1), 200.0)
+    substeps = robot.substeps(1.0 / 60.0)
+    joint_q, _ = rollout(
+        Simulator(robot.articulation, 1, 1.0 / 60.0, substeps, substeps), start, torch.zeros(1, 1), force, 200
+    )
+    assert joint_q.item() == pytest.approx(0.52, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "ground, ball, friction",
     [
