@@ -19,8 +19,9 @@ Contact: the constants follow from the robot's mass M and the gravity g.  A sing
     stops it there within `time_constant`:                     kd = M / (time_constant penetration)
     sticks, and lets it creep no longer than that:             kf = M / time_constant
 
-and a joint limit gives by `limit_give` under M g times the robot's height (a slide: under M g), or under the full force of
-its motor where that is larger.  Its damper is critical for the inertia that this joint sees, from a tenth of that depth on.
+and a joint limit gives by `limit_give` under M g times the robot's height (a slide: under M g), or under the full force
+of its motor where that is larger.  Its damper is critical for the inertia that this joint sees, from a tenth of that
+depth on.
 
 Steps: semi-implicit Euler is stable while a substep is shorter than 2 / omega of every spring and 2 / rate of every
 damper.  `Robot.substeps(dt)` makes it half of that, from the inertia that each contact point and each joint sees in the

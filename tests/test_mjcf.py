@@ -272,7 +272,8 @@ def test_a_limit_gives_as_documented(write):
 
 
 def test_a_limit_holds_against_the_motor(write):
-    text = """<mujoco><worldbody><body pos="0 0 1"><joint name="x" type="slide" axis="1 0 0" limited="true" range="-0.5 0.5"/>
+    text = """<mujoco><worldbody><body pos="0 0 1">
+    <joint name="x" type="slide" axis="1 0 0" limited="true" range="-0.5 0.5"/>
     <geom size="0.1" mass="0.5" contype="0" conaffinity="0"/></body></worldbody>
     <actuator><motor joint="x" gear="200" ctrllimited="true" ctrlrange="-1 1"/></actuator></mujoco>"""
     robot = quiet(write(text), limit_give=0.02)  # it weighs 4.9 N
