@@ -55,11 +55,13 @@ class Mujoco:
 
     def __init__(self, env, xml):
         self.env = env
+        self.robot = env.robot if xml is None else mjcf.Robot(xml, floating=xml.lower().endswith(".urdf"))
+        theirs, links = self.robot.articulation.links, env.articulation.links
+        if [(link.name, link.joint) for link in theirs] != [(link.name, link.joint) for link in links]:
+            names = ", ".join(link.name for link in theirs)
+            raise ValueError(f"xml: expected the robot of the policy, {', '.join(x.name for x in links)}, got {names}")
         if isinstance(env, go1.Go1):
-            self.robot = mjcf.Robot(xml)
             self.robot.model = _go1_model(xml)
-        else:
-            self.robot = env.robot if xml is None else mjcf.Robot(xml, floating=xml.lower().endswith(".urdf"))
         self.model = self.robot.model
         self.num_steps = int(np.ceil(round(env.dt / self.model.opt.timestep, 6)))
         self.model.opt.timestep = env.dt / self.num_steps
@@ -91,9 +93,7 @@ def _go1_model(xml):
     spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1])
     spec.worldbody.add_light(pos=[0, 0, 3], dir=[0, 0, -1])
     names = [joint.name for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_HINGE]
-    for name, link in zip(names, go1.Go1.articulation.links[1:]):
-        if name.removesuffix("_joint") != link.name:
-            raise ValueError(f"xml: expected the joints of envs/go1.py in its order, got {name} for {link.name}")
+    for name, link in zip(names, go1.Go1.articulation.links[1:], strict=True):
         spec.joint(name).armature = link.armature
         servo = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         servo.set_to_position(kp=link.stiffness, kv=link.motor_damping)
@@ -229,10 +229,15 @@ def main():
     except ValueError as error:
         envs.refuse("checkpoint", str(error).removeprefix("path: "))
     env_id, frames = flags["env_id"], []
+    if env_id != "go1" and env_id in envs.TASKS:
+        envs.refuse("checkpoint", f"expected a policy of go1 or of a robot's file, got one of {env_id}")
+    if env_id == "go1" and args.xml is None:
+        envs.refuse("xml", "expected go1's MJCF file, got none")
     env = envs.make(env_id, num_envs=args.num_envs, seed=args.seed)
-    if args.xml is None and env_id in envs.TASKS:
-        envs.refuse("xml", f"expected a file of MuJoCo's for {env_id}, got none")
-    world = Mujoco(env, args.xml)
+    try:
+        world = Mujoco(env, args.xml)
+    except ValueError as error:
+        envs.refuse("xml", str(error).removeprefix("path: ").removeprefix("xml: "))
     name = os.path.basename(env_id)
     here, start = ours(env, policy, args.seed)
     there = mujocos(env, policy, start, world, filmed(env, world, frames) if args.video else None)

@@ -41,7 +41,7 @@ def assert_same_actions(policy, num_obs):
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's
 def test_a_trained_policy(tmp_path, export):
-    run_here(tmp_path, "rpo")
+    run_here(tmp_path, "rpo", "--total-timesteps", 128)
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
     export(checkpoint)
     policy, args = envs.load_policy(checkpoint)
