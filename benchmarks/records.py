@@ -14,6 +14,7 @@ OTHERS = (
     "throughput",
     "training",
     "commits",
+    "transfer",
     "scaling",
     "critic_step",
     "matmul",
@@ -25,7 +26,7 @@ OTHERS = (
     "torch_calls",
 )
 # the order of tables and legends
-TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole")
+TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole", "go1")
 ONE_MILLION_TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient")
 SCRIPTS = {
     "rpo": "RPO",

@@ -389,6 +389,27 @@ def filled_performance(results, page):
     return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv"))
 
 
+def transfers(results):
+    """A row for every simulator of every file of transfer.py: means over episodes."""
+    rows = []
+    for path in sorted(results.glob("transfer_*.csv")):
+        with open(path, newline="") as file:
+            lines = list(csv.DictReader(file.read().splitlines()[1:]))
+        for simulator in dict.fromkeys(line["simulator"] for line in lines):
+            among = [line for line in lines if line["simulator"] == simulator]
+            means = {name: mean(float(line[name]) for line in among) for name in ("return", "length", "distance")}
+            row = {"file": f"[{path.stem}](../benchmarks/results/{path.name})", "simulator": simulator}
+            row |= {"return": f"{means['return']:.0f}", "steps": f"{means['length']:.0f}"}
+            fell = sum(line["fell"] == "1" for line in among)
+            rows.append(row | {"distance": f"{means['distance']:.1f} m", "fell": f"{fell} of {len(among)}"})
+    return table(rows)
+
+
+def filled_robots(results, page):
+    """The text of docs/robots.md, with the table between its markers made anew."""
+    return filled(page.read_text(), "transfer", transfers(results))
+
+
 def robustness(results):
     """A row for every drill and what was seen, with the scripts that it was seen of."""
     lines = []
@@ -467,6 +488,7 @@ PAGES = {
     ROOT / "docs" / "results.md": filled_results,
     ROOT / "docs" / "performance.md": filled_performance,
     ROOT / "docs" / "robustness.md": filled_robustness,
+    ROOT / "docs" / "robots.md": filled_robots,
 }
 
 
