@@ -91,7 +91,7 @@ def _go1_model(xml):
     for key in list(spec.keys):
         spec.delete(key)
     spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1])
-    spec.worldbody.add_light(type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, dir=[0.3, 0.5, -1])
+    spec.worldbody.add_light(pos=[0, 0, 3], dir=[0, 0, -1])
     names = [joint.name for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_HINGE]
     for name, link in zip(names, go1.Go1.articulation.links[1:], strict=True):
         spec.joint(name).armature = link.armature
