@@ -25,7 +25,7 @@ HOPPER = Path(__file__).parent.parent / "policies" / "rpo_hopper.pt"
         ("fuzz_env", "--num-random 0", "--num-random: expected 1 to 1000000000, got 0"),
         ("fuzz_env", "--output .", "--output: expected a file in an existing folder, got '.'"),
         ("transfer", "--checkpoint none.pt", "--checkpoint: expected a checkpoint.pt of a script in "),
-        ("transfer", f"--checkpoint {HOPPER}", "--checkpoint: expected a policy of go1 or of a robot's file, got one of hopper"),
+        ("transfer", f"--checkpoint {HOPPER}", "--checkpoint: expected a policy of go1 or of a robot's file, got"),
         ("hand_successes", "none.pt", "--checkpoints: expected a checkpoint.pt of a script in "),
         ("action_gradients", "--checkpoint=", "--checkpoint: expected a value, got ''"),
         ("action_gradients", "--checkpoint none.pt", "--checkpoint: expected a checkpoint.pt of rpo_continuous.py"),
