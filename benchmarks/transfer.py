@@ -10,8 +10,9 @@ MuJoCo keeps what we leave out or approximate: its contact solver, joint limits,
 bodies.  Its step is that of the file, or the largest below it of which a control step is a multiple.
 
 For go1, whose file has no ground, motors or rotors, MuJoCo gets position servos with the gains, largest torques and
-armature of envs/go1.py, in place of any that the file has, and a plane as ground.  With --gymnasium the episodes are
-those of Gymnasium's environment with its own reset, reward and end, at the control rate of the training.
+armature of envs/go1.py, in place of any that the file has, and a plane with its friction as ground.  With
+--gymnasium the episodes are those of Gymnasium's environment with its own reset, reward and end, at the control rate
+of the training.
 """
 
 import os
@@ -63,6 +64,7 @@ class Mujoco:
         if isinstance(env, go1.Go1):
             self.robot.model = _go1_model(xml)
         self.model = self.robot.model
+        self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # a state that blows up must not hide
         self.num_steps = int(np.ceil(round(env.dt / self.model.opt.timestep, 6)))
         self.model.opt.timestep = env.dt / self.num_steps
 
@@ -90,7 +92,9 @@ def _go1_model(xml):
         spec.delete(actuator)
     for key in list(spec.keys):
         spec.delete(key)
-    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1])
+    # its friction counts, whatever the feet have
+    friction = [go1.GROUND["friction"], 0.005, 0.0001]
+    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], friction=friction, priority=1)
     spec.worldbody.add_light(pos=[0, 0, 3], dir=[0, 0, -1])
     names = [joint.name for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_HINGE]
     for name, link in zip(names, go1.Go1.articulation.links[1:], strict=True):
@@ -159,11 +163,14 @@ def mujocos(env, policy, start, world, draw=None):
                 mujoco.mj_step(world.model, data[row], world.num_steps)
         state = world.states(data)
         obs = env.observe(*state, action)
-        fell = (env.is_terminal(obs) | ~obs.isfinite().all(dim=1)).numpy()
+        finite = obs.isfinite().all(dim=1)
+        fell = (env.is_terminal(obs) | ~finite).numpy()
+        reward = torch.where(finite, env.reward(obs, action), 0.0).numpy()
+        place = np.where(finite, place_along_x(env, *state) - first, episodes.distances)
         last = np.full(env.num_envs, step + 1 == env.max_episode_steps)
         if draw is not None and episodes.running[0]:
             draw(step, data[0], state)
-        episodes.add(env.reward(obs, action).numpy(), place_along_x(env, *state) - first, fell, last)
+        episodes.add(reward, place, fell, last)
         if not episodes.running.any():
             break
     return episodes

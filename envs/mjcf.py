@@ -172,7 +172,7 @@ class Robot:
 
     @property
     def start(self):
-        """joint_q (nq,) of the first keyframe; without one, the reference pose, within its limits and on the ground."""
+        """joint_q (nq,): the first keyframe or else the reference pose, within limits, a free root on the ground."""
         return self.from_mujoco(self.start_qpos, np.zeros(self.model.nv))[0]
 
     @property

@@ -27,7 +27,7 @@ Reward, from the observation o after the step and the clamped action a, with the
 v: 0.5 sqrt(g h), h the height of the root at the start; two- and four-legged animals go from a walk to a run or trot
 at about that speed (a Froude number v^2 / (g h) of 0.25).
 Termination: o0 < h / 2, or o5 < 0.5 (tilted by 60 degrees).  Time limit: 1000 steps of 0.02 s (substeps: mjcf.py).
-Reset: the file's first keyframe or, without one, its reference pose with the lowest contact point on the ground; noise
+Reset: the file's first keyframe or, without one, its reference pose, where it has a free joint on the ground; noise
 +-0.05 on joint positions, 0 to 0.05 h on the height, +-0.05 rad on hinges of the root, +-0.25 on all velocities.
 """
 

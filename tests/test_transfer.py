@@ -93,6 +93,26 @@ def test_the_torques_of_mujocos_servos_are_ours():
     assert world.num_steps * world.model.opt.timestep == pytest.approx(env.dt)
 
 
+def test_go1_stands_on_the_friction_of_its_task():
+    env, world = go1()
+    data = world.start(*(x[0] for x in env.rest_state()))
+    data.qpos[2] -= 0.01
+    mujoco.mj_forward(world.model, data)
+    assert data.ncon >= 4
+    assert all(contact.friction[0] == pytest.approx(env.articulation.contacts[0].friction) for contact in data.contact)
+
+
+def test_a_state_that_blows_up_counts_as_a_fall():
+    """MuJoCo would put it back to its start, and count on."""
+    env, world = go1()
+    joint_q, joint_qd = env.rest_state()
+    joint_qd[0] = torch.nan
+    env.max_episode_steps = 5
+    episodes = transfer.mujocos(env, lambda obs: torch.zeros(2, 12), (joint_q, joint_qd), world)
+    assert episodes.fell.tolist() == [True, False] and episodes.lengths.tolist() == [1, 5]
+    assert np.isfinite(episodes.returns).all() and np.isfinite(episodes.distances).all()
+
+
 @pytest.mark.parametrize("env_id, file", [("go1", GO1), ("gymnasium/hopper.xml", "gymnasium/hopper.xml")])
 def test_rows_are_those_of_the_documentation(tmp_path, monkeypatch, capsys, env_id, file):
     env_id, xml = str(find(env_id)) if "/" in env_id else env_id, str(find(file))
