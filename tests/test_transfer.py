@@ -102,8 +102,9 @@ def test_go1_stands_on_the_friction_of_its_task():
     assert all(contact.friction[0] == pytest.approx(env.articulation.contacts[0].friction) for contact in data.contact)
 
 
-def test_a_state_that_blows_up_counts_as_a_fall():
+def test_a_state_that_blows_up_counts_as_a_fall(tmp_path, monkeypatch):
     """MuJoCo would put it back to its start, and count on."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log
     env, world = go1()
     joint_q, joint_qd = env.rest_state()
     joint_qd[0] = torch.nan
