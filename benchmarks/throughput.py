@@ -30,7 +30,7 @@ from benchmarks.events import read_rows
 from benchmarks.provenance import read_flags, write_rows
 from benchmarks.records import ROOT
 
-# parallel environments, as in the RPO paper, which has no cheetah and no cartpole
+# parallel environments, as in the RPO paper, which has no cheetah, no cartpole and no go1
 NUM_ENVS = {
     "hopper": 1024,
     "ant": 128,
@@ -39,6 +39,7 @@ NUM_ENVS = {
     "cheetah": 128,
     "cartpole": 128,
     "hand_reorient": 64,
+    "go1": 64,
 }
 
 
