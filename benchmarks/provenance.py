@@ -14,6 +14,7 @@ import torch
 import warp as wp
 
 import envs
+from benchmarks.records import ROOT
 from envs.command_line import read_flags as read_flags_of_any
 from envs.physics import resolve_device
 
@@ -73,11 +74,15 @@ def steps_of(checkpoint):
     return checkpoint["iteration"] * args["num_envs"] * args["num_steps"]
 
 
-def current_commit():
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
-    return commit.strip() + ("+changes" if changed else "")
+def current_commit(root=ROOT):
+    """The commit that is checked out, "+changes" if a file differs from it that is not itself a result."""
+
+    def git(*command):
+        return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout
+
+    commit = git("rev-parse", "--short", "HEAD").strip()
+    changed = git("status", "--porcelain", "-uno", ".", ":(exclude)benchmarks/results")
+    return commit + ("+changes" if changed else "")
 
 
 def cpu_name():

@@ -25,8 +25,8 @@ OTHERS = (
     "registers",
     "torch_calls",
 )
-# the order of tables and legends
-TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole", "go1")
+# the order of tables and legends; hopper.xml and ant.xml are Gymnasium's files
+TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient", "cheetah", "cartpole", "go1", "hopper.xml", "ant.xml")
 ONE_MILLION_TASKS = ("hopper", "ant", "anymal", "humanoid", "hand_reorient")
 SCRIPTS = {
     "rpo": "RPO",
@@ -57,7 +57,7 @@ ABLATIONS = {
     "shac_policy_steps": "SHAC, as many policy steps as RPO",
 }
 HEADER = re.compile(
-    r"# command: python (?P<script>\w+)_continuous\.py --env-id (?P<env_id>\w+)(?P<flags>.*), commit: (?P<commit>.*), "
+    r"# command: python (?P<script>\w+)_continuous\.py --env-id (?P<env_id>[\w.]+)(?P<flags>.*), commit: (?P<commit>.*), "
     r"device: (?P<device>.*), cores: (?P<cores>\d+), torch: .*, warp: .*, date: (?P<date>\S+)"
 )
 

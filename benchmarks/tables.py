@@ -367,6 +367,18 @@ def filled_readme(results, page):
     return filled(text, "throughput", all_files(throughput, results, page))
 
 
+def commits(path, page):
+    """A row for every task: environment steps per second of every commit, and how often those of the first."""
+    origin, lines = speeds(path, page)
+    rows = {}
+    for line in lines:
+        row, first = rows.setdefault(line["env_id"], ({"task": line["env_id"]}, line))
+        for column, title in (("training", "RPO"), ("forward_backward", "forward and backward")):
+            ratio = f" ({int(line[column]) / int(first[column]):.2f} x)" if line is not first else ""
+            row[f"{title}, {line['commit']}"] = f"{int(line[column]):,}{ratio}"
+    return origin + table([row for row, _ in rows.values()])
+
+
 def with_length(row):
     return f"{row[1]} {len((ROOT / row[2]).read_text().splitlines())} |"
 
@@ -386,6 +398,7 @@ def critic_steps(path):
 def filled_performance(results, page):
     """The text of docs/performance.md, with the tables between its markers made anew."""
     text = filled(page.read_text(), "training", all_files(training, results, page))
+    text = filled(text, "commits", all_files(commits, results, page))
     return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv"))
 
 

@@ -83,13 +83,7 @@ def parse_args(Args, task_defaults, script, fixed=(), **limits):
     if args.checkpoint is None:
         default = _defaults_of_task(Args, task_defaults, args.env_id, script)
     else:
-        try:
-            if os.path.isfile(args.checkpoint) and not args.eval_only and int(os.environ.get("RANK", 0)) == 0:
-                lock = RunLock(os.path.dirname(os.path.abspath(args.checkpoint)))
-            checkpoint = load_checkpoint(args.checkpoint, script)
-            default = _flags_of_run(Args, checkpoint["args"], script, limits)
-        except ValueError as error:
-            refuse("checkpoint", error)
+        default, checkpoint, lock = _run_of_checkpoint(Args, args, script, limits)
     args = read_flags(Args, default)
     args.lock = lock
     if checkpoint:
@@ -176,6 +170,18 @@ def _defaults_of_task(Args, task_defaults, env_id, script):
     if row not in task_defaults:
         refuse("env_id", f"expected a task with a line in TASK_DEFAULTS of {script}, got {env_id}")
     return Args(**{"env_id": env_id} | task_defaults[row])
+
+
+def _run_of_checkpoint(Args, args, script, limits):
+    """The flags of the run that --checkpoint names, the file's content, and the lock of a run that goes on."""
+    lock = None
+    try:
+        if os.path.isfile(args.checkpoint) and not args.eval_only and int(os.environ.get("RANK", 0)) == 0:
+            lock = RunLock(os.path.dirname(os.path.abspath(args.checkpoint)))
+        checkpoint = load_checkpoint(args.checkpoint, script)
+        return _flags_of_run(Args, checkpoint["args"], script, limits), checkpoint, lock
+    except ValueError as error:
+        refuse("checkpoint", error)
 
 
 def _flags_of_run(Args, flags, script, limits):

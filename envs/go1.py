@@ -23,7 +23,7 @@ Time limit: 1000 steps of 0.02 s (16 substeps, mass matrix rebuilt every 8).
 Reset: height 0.3 m, START_ANGLES; noise +-0.02 m, 7.5 degrees, +-0.1 rad, and a push: all velocities +-0.5.
 
 Numbers: masses, centres of mass, inertias, joints, feet, limits and torques are those of Unitree's go1_description
-(unitree_ros), as converted in the go1.xml of MuJoCo Menagerie and mjlab 1.6; a test compares all but the torques.
+(unitree_ros), as converted in the go1.xml of MuJoCo Menagerie and mjlab 1.6; tests compare them with mjlab's.
 Armature: rotor inertia 1.11842e-4 kg m^2 (same source) times the square of the gear ratio, 6 and for the calf 9.  kp,
 kd and START_ANGLES are mjlab's: 10 Hz and a damping ratio of 2 with the armature alone.  Friction 0.8 is Menagerie's
 for the feet.  Friction inside the motors is left out.  The ground's stiffness and damping are those of mjcf.py for

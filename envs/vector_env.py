@@ -104,17 +104,21 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         timing = {"dt": self.dt, "substeps": self.substeps, "mass_matrix_interval": self.mass_matrix_interval}
         self.simulator = Simulator(self.articulation, num_envs, **timing, device=self.device, num_threads=num_threads)
         self.randomize = self._ranges(randomize)
+        self._describe_for_gymnasium()
+        self.joint_q = self.joint_qd = self.renderer = None
+        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)  # not yet told of
+        # of this step: (N, reset_noise_size), uniform in [-1, 1], and factors {name: (N,)}, see _draw_noise
+        self.noise, self.drawn_factors = None, {}
+        self.drawn_articulation = self.drawn_articulation or self.articulation
+
+    def _describe_for_gymnasium(self):
+        """Spaces of one environment and of all, and metadata."""
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": list(RENDER_MODES)}
         self.metadata["render_fps"] = round(1.0 / self.dt)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.num_obs,), np.float32)
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.joint_q = self.joint_qd = self.renderer = None
-        self.nan_actions = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)  # not yet told of
-        # of this step: (N, reset_noise_size), uniform in [-1, 1], and factors {name: (N,)}, see _draw_noise
-        self.noise, self.drawn_factors = None, {}
-        self.drawn_articulation = self.drawn_articulation or self.articulation
 
     def actuate(self, action):
         """Joint forces and torques (N, nv) of an action (N, num_actions) in [-1, 1]."""
@@ -189,7 +193,6 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.  On CUDA
         the error for NaN in an action comes with the next detach(): until then its environment has diverged.
         """
-        self._check_has_state()
         self._check_action(action)
         self._draw_noise()
         action = action.clamp(-1.0, 1.0).contiguous()  # torch's sums depend on the layout in the last bits
@@ -199,11 +202,9 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
-        if self.num_goal > 0:
-            infos |= self._renew_goals(final_obs, diverged)
-        done, obs = terminated | truncated, final_obs
-        if self.num_goal > 0 or self._possibly_any(done):
-            obs = self._begin_episodes(done)
+        infos |= self._renew_goals(final_obs, diverged) if self.num_goal > 0 else {}
+        done = terminated | truncated
+        obs = self._begin_episodes(done) if self.num_goal > 0 or self._possibly_any(done) else final_obs
         return obs, reward, terminated, truncated, infos | {"final_obs": final_obs}
 
     @torch.no_grad()  # the end of an episode is a comparison, and its statistics are only reported
@@ -469,6 +470,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise ValueError(f"state['generator']: expected {expected}, got another kind of device") from error
 
     def _check_action(self, action):
+        self._check_has_state()
         check_tensor("action", action, (self.num_envs, self.num_actions), device=self.device)
         self.nan_actions = self.nan_actions | action.isnan().any(dim=1)
         if not action.is_cuda:  # there the host would wait for the GPU at every step

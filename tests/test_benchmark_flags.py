@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import envs
+from benchmarks import throughput
+
 HOPPER = Path(__file__).parent.parent / "policies" / "rpo_hopper.pt"
 
 
@@ -44,3 +47,7 @@ def test_a_wrong_flag_of_a_benchmark_is_refused_in_one_sentence(module, flags, s
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+def test_throughput_knows_how_many_environments_every_task_has():
+    assert throughput.NUM_ENVS.keys() == set(envs.ENV_IDS)

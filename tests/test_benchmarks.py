@@ -19,6 +19,7 @@ import rpo_continuous as rpo
 from benchmarks import hand_successes
 from benchmarks.collect import EVALUATION, collect, is_finished
 from benchmarks.events import read_rows
+from benchmarks.provenance import current_commit
 from benchmarks.tiny import assert_same
 from envs.hand_reorient import HandReorient
 
@@ -184,6 +185,23 @@ def test_a_run_is_finished_with_the_evaluation_after_its_last_step(tmp_path, mon
     assert [(row["global_step"], row["wall_s"]) for row in rows] == [("32", "11.00"), ("64", "21.00"), ("64", "26.00")]
     assert [row["time_rollout"] for row in rows] == ["2", "2", ""]
     assert [row["eval_return_std"] for row in rows] == ["", "", "3.141593"]
+
+
+def test_a_result_is_no_change_of_the_commit_that_made_it(tmp_path):
+    """A file of code that differs from its commit is; one that git does not know is neither."""
+    for path in ("code.py", "benchmarks/results/a.csv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("before")
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    commit = current_commit(tmp_path)
+    assert len(commit) >= 7 and "+" not in commit
+    (tmp_path / "benchmarks/results/a.csv").write_text("after")
+    (tmp_path / "benchmarks/results/b.csv").write_text("new")
+    assert current_commit(tmp_path) == commit
+    (tmp_path / "code.py").write_text("after")
+    assert current_commit(tmp_path) == commit + "+changes"
 
 
 def test_lengths_of_action_gradients(tmp_path):

@@ -1,5 +1,7 @@
 """Go1: the table against the file it comes from, the PD law, the reward, and that it stands."""
 
+import math
+import re
 import warnings
 
 import numpy as np
@@ -26,6 +28,22 @@ def test_the_numbers_are_those_of_the_file():
         assert np.allclose(mine.inertia, other.inertia, rtol=1e-4, atol=1e-9), mine.name
     feet = [contact for contact in articulation.contacts if contact.radius == 0.023]
     assert [contact.point for contact in feet] == [pytest.approx(go1.FOOT)] * 4
+
+
+def test_the_motors_are_mjlabs():
+    """Largest torque, armature, gains: mjlab has them in Python, which is read here without importing it."""
+    text = (find("mjlab/unitree_go1/xmls/go1.xml").parent.parent / "go1_constants.py").read_text()
+    number = r"([\d.]+)"
+    rotor = float(re.search(f"ROTOR_INERTIA = {number}", text)[1])
+    frequency, ratio = 10.0 * 2.0 * math.pi, 2.0
+    assert "NATURAL_FREQ = 10 * 2.0 * 3.14" in text and "DAMPING_RATIO = 2.0" in text
+    for motor, name, gear in ((go1.HIP_MOTOR, "HIP", 6.0), (go1.CALF_MOTOR, "KNEE", 9.0)):
+        assert motor["effort_limit"] == float(re.search(f"{name}_ACTUATOR = .*?effort_limit={number}", text, re.S)[1])
+        armature = rotor * gear**2
+        assert motor["armature"] == pytest.approx(armature)
+        assert motor["stiffness"] == pytest.approx(armature * frequency**2, rel=0.02)
+        assert motor["motor_damping"] == pytest.approx(2.0 * ratio * armature * frequency, rel=0.02)
+    assert "HIP_GEAR_RATIO = 6\n" in text and "KNEE_GEAR_RATIO = HIP_GEAR_RATIO * 1.5" in text
 
 
 def standing(num_envs=1, **options):

@@ -10,6 +10,7 @@ from robot_files import find
 
 from envs import mjcf
 from envs.physics import Simulator
+from envs.robot_file import RobotFile
 
 mujoco = pytest.importorskip("mujoco")
 
@@ -210,8 +211,8 @@ def random_actuation(robot, steps, n, seed=0):
 
 @pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
 def test_a_thousand_steps_of_random_actions(name):
-    """At the number of substeps that the importer proposes; the robots fall, lie and thrash about."""
-    robot, dt, n = quiet(find(name), min_armature=0.01), 1.0 / 60.0, 4
+    """With the defaults of --env-id, at the number of substeps proposed; the robots fall, lie and thrash about."""
+    robot, dt, n = quiet(find(name)), RobotFile.dt, 4
     art, substeps = robot.articulation, robot.substeps(dt)
     simulator = Simulator(art, n, dt, substeps, substeps)
     start = torch.tensor(robot.start, dtype=torch.float32).repeat(n, 1)
@@ -220,10 +221,10 @@ def test_a_thousand_steps_of_random_actions(name):
     assert joint_qd.abs().max() < 200.0 and joint_q[:, 1].abs().max() < 3.0
 
 
-@pytest.mark.parametrize("name", ("gymnasium/ant.xml", "gymnasium/humanoid.xml"))
+@pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
 def test_gradients_match_central_differences(name):
-    """Of five steps on the ground, with respect to the actuation."""
-    robot, dt, steps = quiet(find(name)), 1.0 / 60.0, 5
+    """Of five steps on the ground, with respect to the actuation, with the defaults of --env-id."""
+    robot, dt, steps = quiet(find(name)), RobotFile.dt, 5
     art, substeps = robot.articulation, robot.substeps(dt)
     start, still = torch.tensor(robot.start, dtype=torch.float32)[None], torch.zeros(1, art.num_dofs)
     # on the ground already

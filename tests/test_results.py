@@ -172,8 +172,12 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     assert "| hopper | 2000 +- 1000, 2.0 min | 5100 +- 141, 2 seeds, 2.00M | 5526 +- 3, about 20M |" in text
     assert text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
     (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
-    performance = page(results / "performance.md", "training", "critic step")
-    assert "| plain | 20.00 ms | 0.10 s |" in tables.filled_performance(results, performance)
+    header = "# command: x, commit: new, device: y, cores: 2, torch: 2, warp: 1, date: 2026-11-26"
+    lines = [header, "env_id,commit,training,forward_backward", "ant,old,2000,10000", "ant,new,3000,12500"]
+    (results / "commits_cpu.csv").write_text("\n".join(lines))
+    text = tables.filled_performance(results, page(results / "performance.md", "training", "commits", "critic step"))
+    assert "| plain | 20.00 ms | 0.10 s |" in text
+    assert "| ant | 2,000 | 10,000 | 3,000 (1.50 x) | 12,500 (1.25 x) |" in text
     lines = ["# x", "script,drill,seen", "a,kill,fine", "b,kill,fine", "a,starve,x", "b,starve,y"]
     (results / "robustness_1.csv").write_text("\n".join(lines))
     (results / "memory_anymal.csv").write_text("# x\nglobal_step,rss_mib\n1000000,900\n10000000,905\n")

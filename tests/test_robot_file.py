@@ -17,6 +17,7 @@ from envs.robot_file import RobotFile
 mujoco = pytest.importorskip("mujoco")
 
 FILES = ("gymnasium/ant.xml", "gymnasium/hopper.xml")
+OTHERS = ("gymnasium/half_cheetah.xml", "gymnasium/walker2d.xml", "gymnasium/humanoid.xml")
 
 # a trunk 0.3 m above the ground on a leg with a position servo, and an arm with a motor
 SERVO = """<mujoco><compiler angle="radian" autolimits="true"/><worldbody><body name="trunk" pos="0 0 0.3"><freejoint/>
@@ -41,7 +42,7 @@ def servo_file(tmp_path):
     return str(tmp_path / "servo.xml")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES + OTHERS)
 def test_full_actions_do_not_blow_a_robot_up(name):
     """At the number of substeps that the importer proposes: Gymnasium's ant is a light torso on strong motors."""
     env, generator = envs.make(str(find(name)), num_envs=64), torch.Generator().manual_seed(0)

@@ -539,6 +539,14 @@ def test_a_script_is_short(script):
     assert len(path(script).read_text().splitlines()) <= BUDGETS[script]
 
 
+def test_functions_of_the_environments_are_short():
+    """At most 30 lines each, docstring included."""
+    for file in path("rpo").parent.glob("envs/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 30, f"{file}: {node.name}"
+
+
 @pytest.mark.skipif(shutil.which("diff") is None, reason="needs diff")
 @pytest.mark.parametrize("a, b, limit", (("shac", "rpo", 200), ("shac", "sapo", 120), ("shac", "ahac", 200)))
 def test_siblings_differ_in_the_algorithm(a, b, limit):
