@@ -57,7 +57,7 @@ ABLATIONS = {
     "shac_policy_steps": "SHAC, as many policy steps as RPO",
 }
 HEADER = re.compile(
-    r"# command: python (?P<script>\w+)_continuous\.py --env-id (?P<env_id>[\w.]+)(?P<flags>.*), commit: (?P<commit>.*), "
+    r"# command: python (?P<script>\w+)_continuous\.py --env-id (?P<env_id>\S+)(?P<flags>.*), commit: (?P<commit>.*), "
     r"device: (?P<device>.*), cores: (?P<cores>\d+), torch: .*, warp: .*, date: (?P<date>\S+)"
 )
 

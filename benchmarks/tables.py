@@ -237,15 +237,13 @@ def speeds(path, page):
 
 
 def throughput(path, page):
-    """Environment steps per second of the environments alone: a row for every task, below what made it."""
+    """Environment steps per second of the environments alone, on as many threads as they were given or make use of."""
     origin, lines = speeds(path, page)
     rows = {}
-    for line in lines:
-        row = {"task": line["env_id"], "environments": line["num_envs"]}
-        row = rows.setdefault(tuple(row.values()), row)
-        threads = {"": "", "1": ", 1 thread"}.get(line["threads"], f", {line['threads']} threads")
-        row[f"forward{threads}"] = f"{int(line['forward']):,}"
-        row[f"forward and backward{threads}"] = f"{int(line['forward_backward']):,}"
+    for line in lines:  # the last line of a task has the most threads
+        row = {"task": line["env_id"], "environments": line["num_envs"], "forward": f"{int(line['forward']):,}"}
+        row["forward and backward"] = f"{int(line['forward_backward']):,}"
+        rows[line["env_id"], line["num_envs"]] = row
     return origin + table(list(rows.values()))
 
 
@@ -364,6 +362,7 @@ def filled_readme(results, page):
     """The text of the README, with the tables between its markers made anew, and the lengths of the scripts."""
     text = re.sub(r"(\| \[(\w+_continuous\.py)\].* \|) \d+ \|", with_length, page.read_text())
     text = filled(text, "paper", rpo_beside_its_paper(results))
+    text = filled(text, "transfer", transfers_in_short(results, page))
     return filled(text, "throughput", all_files(throughput, results, page))
 
 
@@ -416,6 +415,20 @@ def transfers(results):
             fell = sum(line["fell"] == "1" for line in among)
             rows.append(row | {"distance": f"{means['distance']:.1f} m", "fell": f"{fell} of {len(among)}"})
     return table(rows)
+
+
+def transfers_in_short(results, page):
+    """Of every file of transfer.py the return in our simulator and in MuJoCo, and who fell there, in a sentence."""
+    parts = []
+    for path in sorted(results.glob("transfer_*.csv")):
+        with open(path, newline="") as file:
+            lines = list(csv.DictReader(file.read().splitlines()[1:]))
+        among = {name: [line for line in lines if line["simulator"] == name] for name in ("ours", "MuJoCo")}
+        here, there = (mean(float(line["return"]) for line in found) for found in among.values())
+        fell = sum(line["fell"] == "1" for line in among["MuJoCo"])
+        name = link(path, page, path.stem.removeprefix("transfer_").replace("_", " "))
+        parts.append(f"{name} {here:.0f}, {there:.0f}" + (f" ({fell} of {len(among['MuJoCo'])} fall)" if fell else ""))
+    return "; ".join(parts) + "."
 
 
 def filled_robots(results, page):
