@@ -418,9 +418,9 @@ def transfers(results):
 
 
 def transfers_in_short(results, page):
-    """Of every file of transfer.py the return in our simulator and in MuJoCo, and who fell there, in a sentence."""
+    """Of every policy in files of transfer.py the return here and in MuJoCo, and who fell there, in a sentence."""
     parts = []
-    for path in sorted(results.glob("transfer_*.csv")):
+    for path in sorted(set(results.glob("transfer_*.csv")) - set(results.glob("*_elliptic.csv"))):
         with open(path, newline="") as file:
             lines = list(csv.DictReader(file.read().splitlines()[1:]))
         among = {name: [line for line in lines if line["simulator"] == name] for name in ("ours", "MuJoCo")}
