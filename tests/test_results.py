@@ -254,7 +254,8 @@ def test_the_commands_of_the_paper_can_be_run():
     lines = [shlex.split(line, comments=True) for line in (BENCHMARKS / "paper.sh").read_text().splitlines()]
     commands = [line[3:] for line in lines if line[:3] == ["python", "-m", "benchmarks.run"]]
     assert len(commands) > 10
-    for command in commands:
+    for *command, further in commands:
+        assert further == "$@"  # --list
         args = tyro.cli(run.Args, args=command)
         assert (
             args.results == RESULTS or args.results == Path("benchmarks/results/ablations") and args.name in ABLATIONS
