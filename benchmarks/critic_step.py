@@ -8,7 +8,7 @@ of the first step, which compiles where something is compiled.
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 
@@ -64,13 +64,16 @@ def all_at_once(loss):
 
 def one_thread_each(critic, obs, targets):
     """Forward and backward of each critic by a thread of its own; they share no weights."""
+
+    def gradients(value):
+        (0.5 * rpo.critic_loss(value, obs, targets)).backward()
+
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    losses = [(rpo.critic_loss, value, obs, targets) for value in critic.values]
-    futures = [POOL.submit(lambda loss, *inputs: (0.5 * loss(*inputs)).backward(), *job) for job in losses]
-    wait(futures)
-    torch.set_num_threads(num_threads)
-    return [future.result() for future in futures]
+    try:
+        list(POOL.map(gradients, critic.values))  # which waits, and raises what they raise
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def seconds_per_step(critic, gradients, fused, repeats):

@@ -46,8 +46,9 @@ python -m benchmarks.run --scripts rpo --env-ids humanoid --seeds 1 2 3 4 5 6 7 
 python -m benchmarks.run --scripts sapo --env-ids hopper --seeds 1 2 3 4 5 6 7 8 9 10 11 12 --results benchmarks/results/ablations --name sapo_policy_steps --flags="--num-envs 205" "$@"
 python -m benchmarks.run --scripts shac --env-ids hopper --seeds 1 2 3 4 5 6 7 8 9 10 11 12 --results benchmarks/results/ablations --name shac_policy_steps --flags="--num-envs 205" "$@"
 
+if [[ " $* " == *" --list "* ]]; then exit; fi
+
 # beside the ablations: the unchanged algorithms, which are runs of table 1
-[ $# -eq 0 ] || exit 0
 for seed in 1 2 3 4 5 6 7 8 9 10 11 12; do
     cp benchmarks/results/rpo_continuous__hopper__$seed.csv benchmarks/results/ablations/rpo__hopper__$seed.csv
     cp benchmarks/results/rpo_continuous__humanoid__$seed.csv benchmarks/results/ablations/rpo__humanoid__$seed.csv

@@ -88,5 +88,7 @@ def current_commit(root=ROOT):
 def cpu_name():
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    first = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    if name := first.get("model name"):  # which on a virtual machine may say little
+        return f"{name} (family {first.get('cpu family', '?')} model {first.get('model', '?')})"
+    return platform.processor() or platform.machine()

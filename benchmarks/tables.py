@@ -237,7 +237,7 @@ def speeds(path, page):
 
 
 def throughput(path, page):
-    """Environment steps per second of the environments alone, on as many threads as they were given or make use of."""
+    """Environment steps per second of the environments alone: a row for every task, with the most threads."""
     origin, lines = speeds(path, page)
     rows = {}
     for line in lines:  # the last line of a task has the most threads
@@ -382,23 +382,22 @@ def with_length(row):
     return f"{row[1]} {len((ROOT / row[2]).read_text().splitlines())} |"
 
 
-def critic_steps(path):
+def critic_steps(path, page):
     """A row for every variant: milliseconds per step by number of threads, and the first step."""
-    with open(path, newline="") as file:
-        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    origin, lines = speeds(path, page)
     rows = {}
     for line in lines:
         row = rows.setdefault(line["variant"], {"variant": line["variant"]})
         row[f"{line['threads']} thread{'s' if line['threads'] != '1' else ''}"] = f"{line['step_ms']} ms"
         row.setdefault("first step", f"{line['first_s']} s")
-    return table(list(rows.values()))
+    return origin + table(list(rows.values()))
 
 
 def filled_performance(results, page):
     """The text of docs/performance.md, with the tables between its markers made anew."""
     text = filled(page.read_text(), "training", all_files(training, results, page))
     text = filled(text, "commits", all_files(commits, results, page))
-    return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv"))
+    return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv", page))
 
 
 def transfers(results):
@@ -418,16 +417,16 @@ def transfers(results):
 
 
 def transfers_in_short(results, page):
-    """Of every policy in files of transfer.py the return here and in MuJoCo, and who fell there, in a sentence."""
-    parts = []
+    """Of every robot in files of transfer.py the returns of its policies here and in MuJoCo, in a sentence."""
+    robots, parts = defaultdict(list), []
     for path in sorted(set(results.glob("transfer_*.csv")) - set(results.glob("*_elliptic.csv"))):
         with open(path, newline="") as file:
             lines = list(csv.DictReader(file.read().splitlines()[1:]))
         among = {name: [line for line in lines if line["simulator"] == name] for name in ("ours", "MuJoCo")}
-        here, there = (mean(float(line["return"]) for line in found) for found in among.values())
-        fell = sum(line["fell"] == "1" for line in among["MuJoCo"])
-        name = link(path, page, path.stem.removeprefix("transfer_").replace("_", " "))
-        parts.append(f"{name} {here:.0f}, {there:.0f}" + (f" ({fell} of {len(among['MuJoCo'])} fall)" if fell else ""))
+        robots[path.stem.split("_")[1]].append([mean(float(x["return"]) for x in lines) for lines in among.values()])
+    for robot, returns in robots.items():
+        policies = ", ".join(f"{here:.0f} and {there:.0f}" for here, there in sorted(returns, reverse=True))
+        parts.append(f"{link(results / f'transfer_{robot}.csv', page, robot)} {policies}")
     return "; ".join(parts) + "."
 
 

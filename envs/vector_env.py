@@ -193,7 +193,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.  On CUDA
         the error for NaN in an action comes with the next detach(): until then its environment has diverged.
         """
-        self._check_action(action)
+        self._check_step(action)
         self._draw_noise()
         action = action.clamp(-1.0, 1.0).contiguous()  # torch's sums depend on the layout in the last bits
         self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
@@ -202,10 +202,16 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
         terminated, truncated, infos = self._end_of_episodes(final_obs, reward, diverged)
-        infos |= self._renew_goals(final_obs, diverged) if self.num_goal > 0 else {}
-        done = terminated | truncated
-        obs = self._begin_episodes(done) if self.num_goal > 0 or self._possibly_any(done) else final_obs
+        if self.num_goal > 0:
+            infos |= self._renew_goals(final_obs, diverged)
+        obs = self._obs_after_resets(final_obs, terminated | truncated)
         return obs, reward, terminated, truncated, infos | {"final_obs": final_obs}
+
+    def _obs_after_resets(self, final_obs, done):
+        """What the policy sees next (N, num_obs): final_obs, but where an episode ended the first of a new one."""
+        if self.num_goal > 0 or self._possibly_any(done):
+            return self._begin_episodes(done)
+        return final_obs
 
     @torch.no_grad()  # the end of an episode is a comparison, and its statistics are only reported
     def _end_of_episodes(self, final_obs, reward, diverged):
@@ -469,7 +475,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             expected = f"that of a generator on {self.device.type}"
             raise ValueError(f"state['generator']: expected {expected}, got another kind of device") from error
 
-    def _check_action(self, action):
+    def _check_step(self, action):
+        """Before a step: that there is a state, and what is wrong with the action."""
         self._check_has_state()
         check_tensor("action", action, (self.num_envs, self.num_actions), device=self.device)
         self.nan_actions = self.nan_actions | action.isnan().any(dim=1)

@@ -1,13 +1,17 @@
 """The benchmarks' commands: what would fail after the measurement is refused before it, in a sentence."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import envs
-from benchmarks import throughput
+import rpo_continuous as rpo
+from benchmarks import commits, critic_step, throughput
 
 HOPPER = Path(__file__).parent.parent / "policies" / "rpo_hopper.pt"
 
@@ -47,6 +51,25 @@ def test_a_wrong_flag_of_a_benchmark_is_refused_in_one_sentence(module, flags, s
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+def test_commits_reads_the_last_row_of_a_commits_own_table(monkeypatch):
+    output = "| env_id | threads | forward | backward_ms | training |\n|---|---|---|---|---|\n"
+    output += "| ant | 1 | 9 | 1.5 | 8 |\n| ant | 2 | 12,345 | 2.5 | 678 |\n"
+    monkeypatch.setattr(subprocess, "run", lambda *command, **options: SimpleNamespace(stdout=output))
+    assert commits.throughput("tree", "ant", 2) == {"threads": 2, "forward": 12345, "training": 678}
+
+
+def test_a_thread_for_each_critic_gives_the_same_gradients():
+    torch.manual_seed(0)
+    critic, obs, targets = rpo.Critic(3), torch.randn(8, 3), torch.randn(8)
+    found = []
+    for gradients in (critic_step.all_at_once(rpo.critic_loss), critic_step.one_thread_each):
+        critic.zero_grad()
+        gradients(critic, obs, targets)
+        found.append([parameter.grad.clone() for parameter in critic.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-6) and (one != 0.0).any()
 
 
 def test_throughput_knows_how_many_environments_every_task_has():

@@ -110,7 +110,9 @@ def commands_of(module):
             yield re.split(r"\s+[>#]", re.sub("<.*?>", "x", line))[0]
 
 
-@pytest.mark.parametrize("module", ["throughput", "critic_step", "matmul", "drill", "fuzz", "fuzz_env", "transfer"])
+@pytest.mark.parametrize(
+    "module", ["throughput", "commits", "critic_step", "matmul", "drill", "fuzz", "fuzz_env", "transfer"]
+)
 def test_the_flags_of_benchmarks_in_pages_are_accepted(module):
     program = importlib.import_module(f"benchmarks.{module}")
     commands = [*commands_of(module)]

@@ -170,6 +170,8 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     lines = ["# x", "simulator,return,length,distance,fell", "ours,150,9,1,0", "ours,250,9,1,0"]
     lines += ["MuJoCo,80,9,1,0", "MuJoCo,120,9,1,1", "Gymnasium Ant-v5,7,9,1,0"]
     (results / "transfer_ant.csv").write_text("\n".join(lines))
+    (results / "transfer_ant_elliptic.csv").write_text("\n".join(lines))
+    (results / "transfer_ant_2.csv").write_text("\n".join(lines).replace("120", "20"))
     header = "# command: x, commit: new, device: y, cores: 2, torch: 2, warp: 1, date: 2026-11-26"
     lines = [header, "env_id,num_envs,device,threads,forward,forward_backward", "ant,128,cpu,1,40,20"]
     lines += ["ant,128,cpu,2,70,30", "cartpole,128,cpu,1,90,50"]
@@ -177,10 +179,10 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     length = len((ROOT / "rpo_continuous.py").read_text().splitlines())
     text = tables.filled_readme(results, readme)
     assert "| hopper | 2000 +- 1000, 2.0 min | 5100 +- 141, 2 seeds, 2.00M | 5526 +- 3, about 20M |" in text
-    assert "\n[ant](transfer_ant.csv) 200, 100 (1 of 2 fall).\n" in text
+    assert "\n[ant](transfer_ant.csv) 200 and 100, 200 and 50.\n" in text
     assert "| ant | 128 | 70 | 30 |" in text and "| cartpole | 128 | 90 | 50 |" in text
     assert text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
-    (results / "critic_step_cpu.csv").write_text("# x\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
+    (results / "critic_step_cpu.csv").write_text(f"{header}\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
     lines = [header, "env_id,commit,training,forward_backward", "ant,old,2000,10000", "ant,new,3000,12500"]
     (results / "commits_cpu.csv").write_text("\n".join(lines))
     text = tables.filled_performance(results, page(results / "performance.md", "training", "commits", "critic step"))
