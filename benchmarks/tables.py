@@ -6,7 +6,7 @@ A number in them comes from a results file or from paper.csv, nowhere else.
 import csv
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from statistics import mean, median
 
 from benchmarks.records import (
@@ -91,6 +91,19 @@ def final_cell(group):
 
 def minutes_cell(group):
     return f"{median(run.minutes for run in group):.1f}"
+
+
+def minutes_by_machine(runs):
+    """The minutes of every cell, marked by the machine that most of its runs were on, and what the marks mean."""
+    counts = Counter(run.device for run in runs).most_common()
+    marks = {device: "*" * k for k, (device, _) in enumerate(counts)}
+
+    def cell(group):
+        ((device, _),) = Counter(run.device for run in group).most_common(1)
+        return minutes_cell(group) + marks[device]
+
+    meaning = ", ".join(f"{marks[device] or 'no mark'}: {device}" for device, _ in counts)
+    return one_million_table(runs, cell) + f"\n\nMachines: {meaning}." * (len(counts) > 1)
 
 
 def half_cell(group):
@@ -332,7 +345,7 @@ def results_page(results, page):
     return RESULTS_PAGE.format(
         origin=origin(million),
         final=one_million_table(million, final_cell),
-        minutes=one_million_table(million, minutes_cell),
+        minutes=minutes_by_machine(million),
         half=one_million_table(million, half_cell),
         scores=scores(million),
         beside=beside_the_paper(runs, paper, page),

@@ -211,12 +211,17 @@ def random_actuation(robot, steps, n, seed=0):
 
 @pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
 def test_a_thousand_steps_of_random_actions(name):
-    """With the defaults of --env-id, at the number of substeps proposed; the robots fall, lie and thrash about."""
+    """With the defaults of --env-id; the robots fall, lie and thrash about, and gradients through 25 steps are finite."""
     robot, dt, n = quiet(find(name)), RobotFile.dt, 4
     art, substeps = robot.articulation, robot.substeps(dt)
     simulator = Simulator(art, n, dt, substeps, substeps)
     start = torch.tensor(robot.start, dtype=torch.float32).repeat(n, 1)
-    joint_q, joint_qd = rollout(simulator, start, torch.zeros(n, art.num_dofs), random_actuation(robot, 1000, n), 1000)
+    joint_q, joint_qd = start, torch.zeros(n, art.num_dofs)
+    for act in random_actuation(robot, 1000, n).split(25):
+        act.requires_grad_()
+        joint_q, joint_qd = rollout(simulator, joint_q.detach(), joint_qd.detach(), act, len(act))
+        (gradient,) = torch.autograd.grad(joint_qd.sum(), act)
+        assert gradient.isfinite().all()
     # nothing has gathered energy that the motors did not give, and nobody has sunk through the ground
     assert joint_qd.abs().max() < 200.0 and joint_q[:, 1].abs().max() < 3.0
 

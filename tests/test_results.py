@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,11 @@ def test_the_tables_of_benchmark_1m(results):
     text = tables.one_million_table(runs, tables.final_cell)
     assert row(text, "hopper")[:2] == ["2000 +- 1000", "not run"]
     assert row(tables.one_million_table(runs, tables.minutes_cell), "ant")[0] == "2.0"
+    assert row(tables.minutes_by_machine(runs), "ant")[0] == "2.0"
+    other = [replace(run_, device="kettle") if run_.env_id == "ant" else run_ for run_ in runs]
+    text = tables.minutes_by_machine(other)
+    assert (row(text, "ant")[0], row(text, "anymal")[0]) == ("2.0*", "2.0")
+    assert text.endswith("\n\nMachines: no mark: toaster, *: kettle.")
     # half of the paper's 5,526 is reached by one seed of three; half of the hand's 238 by all, in the second line
     half = tables.one_million_table(runs, tables.half_cell)
     assert row(half, "hopper")[0] == "not reached" and row(half, "hand_reorient")[0] == "2000k"
