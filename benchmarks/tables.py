@@ -102,8 +102,11 @@ def minutes_by_machine(runs):
         ((device, _),) = Counter(run.device for run in group).most_common(1)
         return minutes_cell(group) + marks[device]
 
-    meaning = ", ".join(f"{marks[device] or 'no mark'}: {device}" for device, _ in counts)
-    return one_million_table(runs, cell) + f"\n\nMachines: {meaning}." * (len(counts) > 1)
+    text = one_million_table(runs, cell)
+    if len(marks) > 1:
+        meanings = ", ".join(f"{mark or 'no mark'}: {device}" for device, mark in marks.items())
+        text += f"\n\nMachines: {meanings}."
+    return text
 
 
 def half_cell(group):

@@ -211,7 +211,7 @@ def random_actuation(robot, steps, n, seed=0):
 
 @pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
 def test_a_thousand_steps_of_random_actions(name):
-    """With the defaults of --env-id; the robots fall, lie and thrash about, and gradients through 25 steps are finite."""
+    """With the defaults of --env-id; the robots fall, lie and thrash about, gradients through 25 steps are finite."""
     robot, dt, n = quiet(find(name)), RobotFile.dt, 4
     art, substeps = robot.articulation, robot.substeps(dt)
     simulator = Simulator(art, n, dt, substeps, substeps)
