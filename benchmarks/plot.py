@@ -147,7 +147,7 @@ def plot_scaling(path):
 
 
 def plot_horizons(runs, output):
-    """AHAC's horizon, and the stiffness that moves it in multiples of its mean over the first ten iterations."""
+    """AHAC's horizon, and the stiffness that moves it, in multiples of the limit, as a running mean of ten iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for env_id, color in zip(tasks_of(runs), itertools.cycle(f"C{k}" for k in range(10))):
         for line, group in zip(itertools.cycle(LINES), groups_of(runs, env_id, "ahac")):
@@ -157,9 +157,10 @@ def plot_horizons(runs, output):
                 smooth = [relative[max(0, k - 9) : k + 1].mean() for k in range(len(relative))]
                 axes[1].plot(steps / 1e6, smooth, color=color, linestyle=line, linewidth=1.0, label=env_id)
                 steps, horizons = curve([run], "horizon")
+                steps, horizons = steps[:-1], horizons[:, :-1]  # the last rollout is cut to the budget
                 axes[0].plot(steps / 1e6, horizons[0], color=color, linestyle=line, linewidth=1.3, label=env_id)
     axes[0].set(xlabel="environment steps [million]", ylabel="horizon [steps]")
-    axes[1].set(xlabel="environment steps [million]", ylabel="stiffness, 1 at the start; mean of 10 iterations")
+    axes[1].set(xlabel="environment steps [million]", ylabel="stiffness / limit")
     axes[1].axhline(1.0, color="gray", linestyle="--", linewidth=0.8)
     finish(figure, axes, output, ncols=len(TASKS))
 
