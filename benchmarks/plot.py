@@ -147,7 +147,7 @@ def plot_scaling(path):
 
 
 def plot_horizons(runs, output):
-    """AHAC's horizon, and the stiffness that moves it, in multiples of the limit, as a running mean of ten iterations."""
+    """AHAC's horizon, and the stiffness that moves it, in multiples of the limit; a mean of ten iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for env_id, color in zip(tasks_of(runs), itertools.cycle(f"C{k}" for k in range(10))):
         for line, group in zip(itertools.cycle(LINES), groups_of(runs, env_id, "ahac")):

@@ -209,10 +209,10 @@ def random_actuation(robot, steps, n, seed=0):
     return torch.tensor(act, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
+@pytest.mark.parametrize("name", GYMNASIUM + OTHERS[:2])
 def test_a_thousand_steps_of_random_actions(name):
     """With the defaults of --env-id; the robots fall, lie and thrash about, gradients through 25 steps are finite."""
-    robot, dt, n = quiet(find(name)), RobotFile.dt, 4
+    robot, dt, n = quiet(find(name), min_armature=0.01 if "g1" in name else 0.0), RobotFile.dt, 2
     art, substeps = robot.articulation, robot.substeps(dt)
     simulator = Simulator(art, n, dt, substeps, substeps)
     start = torch.tensor(robot.start, dtype=torch.float32).repeat(n, 1)
