@@ -7,8 +7,9 @@ line in policies/returns.csv says what the policy returns, and which command, co
 """
 
 import csv
+import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -53,14 +54,25 @@ def returns_of(path, num_envs=128):
     return means
 
 
+def command_of(state):
+    """The command that trained it: the task, and the flags that differ from the script's defaults for the task."""
+    script, args = importlib.import_module(state["script"].removesuffix(".py")), state["args"]
+    default = asdict(script.Args(**{"env_id": args["env_id"]} | script.TASK_DEFAULTS[args["env_id"]]))
+    own = ("exp_name", "checkpoint", "env_id", "batch_size", "num_iterations", "capture_video", "eval_freq")
+    given = {name: args[name] for name in args if name not in own and args[name] != default[name]}
+    words = [f"python {state['script']} --env-id {args['env_id']}"]
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        words.append(f"--{flag if value else f'no-{flag}'}" if isinstance(value, bool) else f"--{flag} {value}")
+    return " ".join(words)
+
+
 def write_returns(path, state, commit, returns):
     """Replace the policy's line in policies/returns.csv, beside it."""
     table, line = path.parent / "returns.csv", {"file": path.name}
     known = csv.DictReader(table.read_text().splitlines()) if table.exists() else ()
     lines = {row["file"]: row for row in known}
-    given = {"env_id", "seed", "total_timesteps", "num_envs"}
-    flags = " ".join(f"--{name.replace('_', '-')} {state['args'][name]}" for name in state["args"] if name in given)
-    line |= {"command": f"python {state['script']} {flags}", "commit": commit, "steps": steps_of(state)}
+    line |= {"command": command_of(state), "commit": commit, "steps": steps_of(state)}
     line |= {"stochastic": f"{returns[0]:.1f}", "deterministic": f"{returns[1]:.1f}"}
     lines[path.name] = line
     with open(table, "w", newline="") as file:

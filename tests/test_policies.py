@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import envs
-from benchmarks.policy import POLICIES
+from benchmarks.policy import POLICIES, command_of
 from benchmarks.records import ROOT
 
 TABLE = list(csv.DictReader((POLICIES / "returns.csv").read_text().splitlines()))
@@ -18,6 +19,14 @@ TABLE = list(csv.DictReader((POLICIES / "returns.csv").read_text().splitlines())
 def test_every_policy_has_a_line_and_is_small():
     assert sorted(row["file"] for row in TABLE) == sorted(path.name for path in POLICIES.glob("*.pt")) != []
     assert all(path.stat().st_size < 700_000 for path in POLICIES.glob("*.pt"))
+
+
+def test_the_command_of_a_policy_has_the_flags_that_are_not_the_tasks_own():
+    state = torch.load(POLICIES / "rpo_humanoid.pt", weights_only=True)
+    assert command_of(state) == "python rpo_continuous.py --env-id humanoid --total-timesteps 1000000"
+    state["args"] |= {"seed": 3, "critic_learning_rate": 0.002, "cuda": False}
+    end = "--env-id humanoid --seed 3 --no-cuda --total-timesteps 1000000 --critic-learning-rate 0.002"
+    assert command_of(state) == f"python rpo_continuous.py {end}"
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row["file"])
