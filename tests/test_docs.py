@@ -46,9 +46,7 @@ def test_links_lead_to_a_file_and_to_a_function_or_a_heading_in_it(page):
             assert text.strip("`") in defined(path), f"{text} in {target}"
         if anchor:  # lines of code are named by the function that they are in
             headings = re.findall(r"^#+ (.*)$", path.read_text().lower(), re.MULTILINE)
-            anchors = [
-                re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings
-            ]  # as GitHub makes them
+            anchors = [re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings]  # as on GitHub
             assert path.suffix == ".md" and anchor in anchors, anchor
 
 
