@@ -240,7 +240,8 @@ def test_what_the_hand_does_is_measured_in_the_scripts_evaluation(tmp_path, monk
     for row in (noisy, calm):
         assert 0 < float(row["first_angle"]) < math.pi and 0 < float(row["angle"]) < math.pi
         assert 0 < float(row["at_goal"]) <= min(1, float(row["goals"]))
-        assert 100 < float(row["goal_reward"]) < 130  # 125 at most for the goal, and what every step has
+        # 125 at most for the goal, and what every step has; less where the cube falls in the same step
+        assert 50 < float(row["goal_reward"]) < 130
 
 
 def test_the_drill_sees_a_difference_of_one_bit():
