@@ -57,7 +57,8 @@ def returns_of(path, num_envs=128):
 def command_of(state):
     """The command that trained it: the task, and the flags that differ from the script's defaults for the task."""
     script, args = importlib.import_module(state["script"].removesuffix(".py")), state["args"]
-    default = asdict(script.Args(**{"env_id": args["env_id"]} | script.TASK_DEFAULTS[args["env_id"]]))
+    of_task = script.TASK_DEFAULTS.get(args["env_id"], script.TASK_DEFAULTS["file"])
+    default = asdict(script.Args(**{"env_id": args["env_id"]} | of_task))
     own = ("exp_name", "checkpoint", "env_id", "batch_size", "num_iterations", "capture_video", "eval_freq")
     given = {name: args[name] for name in args if name not in own and args[name] != default[name]}
     words = [f"python {state['script']} --env-id {args['env_id']}"]

@@ -95,16 +95,18 @@ def minutes_cell(group):
 
 def minutes_by_machine(runs):
     """The minutes of every cell, marked by the machine that most of its runs were on, and what the marks mean."""
-    counts = Counter(run.device for run in runs).most_common()
-    marks = {device: "*" * k for k, (device, _) in enumerate(counts)}
+
+    def machines(runs):
+        return [name for name, _ in Counter(run.device.partition(" (family")[0] for run in runs).most_common()]
+
+    marks = {machine: "*" * k for k, machine in enumerate(machines(runs))}
 
     def cell(group):
-        ((device, _),) = Counter(run.device for run in group).most_common(1)
-        return minutes_cell(group) + marks[device]
+        return minutes_cell(group) + marks[machines(group)[0]]
 
     text = one_million_table(runs, cell)
     if len(marks) > 1:
-        meanings = ", ".join(f"{mark or 'no mark'}: {device}" for device, mark in marks.items())
+        meanings = ", ".join(f"{mark or 'no mark'}: {machine}" for machine, mark in marks.items())
         text += f"\n\nMachines: {meanings}."
     return text
 
@@ -434,16 +436,15 @@ def transfers(results):
 
 def transfers_in_short(results, page):
     """Of every robot in files of transfer.py the returns of its policies here and in MuJoCo, in a sentence."""
-    robots, parts = defaultdict(list), []
+    robots = defaultdict(list)
     for path in sorted(set(results.glob("transfer_*.csv")) - set(results.glob("*_elliptic.csv"))):
         with open(path, newline="") as file:
             lines = list(csv.DictReader(file.read().splitlines()[1:]))
         among = {name: [line for line in lines if line["simulator"] == name] for name in ("ours", "MuJoCo")}
-        robots[path.stem.split("_")[1]].append([mean(float(x["return"]) for x in lines) for lines in among.values()])
-    for robot, returns in robots.items():
-        policies = ", ".join(f"{here:.0f} and {there:.0f}" for here, there in sorted(returns, reverse=True))
-        parts.append(f"{link(results / f'transfer_{robot}.csv', page, robot)} {policies}")
-    return "; ".join(parts) + "."
+        here, there = (mean(float(line["return"]) for line in found) for found in among.values())
+        robot = re.sub(r"_\d+$", "", path.stem.removeprefix("transfer_"))
+        robots[robot].append(link(path, page, f"{here:.0f} and {there:.0f}"))
+    return "; ".join(f"{robot} {', '.join(policies)}" for robot, policies in robots.items()) + "."
 
 
 def filled_robots(results, page):

@@ -24,6 +24,9 @@ def test_every_policy_has_a_line_and_is_small():
 def test_the_command_of_a_policy_has_the_flags_that_are_not_the_tasks_own():
     state = torch.load(POLICIES / "rpo_humanoid.pt", weights_only=True)
     assert command_of(state) == "python rpo_continuous.py --env-id humanoid --total-timesteps 1000000"
+    file = state["args"] | {"env_id": "ant.xml", "num_envs": 64, "total_timesteps": 800_000, "ent_coef": 0.1}
+    state_of_file = state | {"args": file | {"kl_coef": 0.25, "max_action_grad_norm": 5.0}}
+    assert command_of(state_of_file) == "python rpo_continuous.py --env-id ant.xml"
     state["args"] |= {"seed": 3, "critic_learning_rate": 0.002, "cuda": False}
     end = "--env-id humanoid --seed 3 --no-cuda --total-timesteps 1000000 --critic-learning-rate 0.002"
     assert command_of(state) == f"python rpo_continuous.py {end}"

@@ -124,7 +124,7 @@ def test_the_tables_of_benchmark_1m(results):
     assert row(text, "hopper")[:2] == ["2000 +- 1000", "not run"]
     assert row(tables.one_million_table(runs, tables.minutes_cell), "ant")[0] == "2.0"
     assert row(tables.minutes_by_machine(runs), "ant")[0] == "2.0"
-    other = [replace(run_, device="kettle") if run_.env_id == "ant" else run_ for run_ in runs]
+    other = [replace(run_, device="kettle (family 6 model 1)") if run_.env_id == "ant" else run_ for run_ in runs]
     text = tables.minutes_by_machine(other)
     assert (row(text, "ant")[0], row(text, "anymal")[0]) == ("2.0*", "2.0")
     assert text.endswith("\n\nMachines: no mark: toaster, *: kettle.")
@@ -185,7 +185,7 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     length = len((ROOT / "rpo_continuous.py").read_text().splitlines())
     text = tables.filled_readme(results, readme)
     assert "| hopper | 2000 +- 1000, 2.0 min | 5100 +- 141, 2 seeds, 2.00M | 5526 +- 3, about 20M |" in text
-    assert "\n[ant](transfer_ant.csv) 200 and 100, 200 and 50.\n" in text
+    assert "\nant [200 and 100](transfer_ant.csv), [200 and 50](transfer_ant_2.csv).\n" in text
     assert "| ant | 128 | 70 | 30 |" in text and "| cartpole | 128 | 90 | 50 |" in text
     assert text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
     (results / "critic_step_cpu.csv").write_text(f"{header}\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
