@@ -209,7 +209,7 @@ def random_actuation(robot, steps, n, seed=0):
     return torch.tensor(act, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("name", GYMNASIUM + OTHERS[:2])
+@pytest.mark.parametrize("name", GYMNASIUM + OTHERS)
 def test_a_thousand_steps_of_random_actions(name):
     """With the defaults of --env-id; the robots fall, lie and thrash about, gradients through 25 steps are finite."""
     robot, dt, n = quiet(find(name), min_armature=0.01 if "g1" in name else 0.0), RobotFile.dt, 2
@@ -226,10 +226,10 @@ def test_a_thousand_steps_of_random_actions(name):
     assert joint_qd.abs().max() < 200.0 and joint_q[:, 1].abs().max() < 3.0
 
 
-@pytest.mark.parametrize("name", (*GYMNASIUM, "mjlab/unitree_go1/xmls/go1.xml"))
+@pytest.mark.parametrize("name", GYMNASIUM + OTHERS)
 def test_gradients_match_central_differences(name):
     """Of five steps on the ground, with respect to the actuation, with the defaults of --env-id."""
-    robot, dt, steps = quiet(find(name)), RobotFile.dt, 5
+    robot, dt, steps = quiet(find(name), min_armature=0.01 if "g1" in name else 0.0), RobotFile.dt, 5
     art, substeps = robot.articulation, robot.substeps(dt)
     start, still = torch.tensor(robot.start, dtype=torch.float32)[None], torch.zeros(1, art.num_dofs)
     # on the ground already
@@ -244,13 +244,14 @@ def test_gradients_match_central_differences(name):
 
     act.requires_grad_()
     (gradient,) = torch.autograd.grad(end(act, 1).sum(), act)
-    scale = 2e-3 * float(act.detach().abs().max())
-    shifted = torch.cat([act.detach() + k * scale * d for k in (1, -1) for d in direction], dim=1)
-    plus, minus = end(shifted, 16).double().split(8)
-    differences = (plus - minus) / (2.0 * scale)
-    slopes = (direction * gradient).sum(dim=(1, 2, 3)).double()
-    error = (slopes - differences).norm() / differences.norm()
-    assert gradient.isfinite().all() and error < 0.05, error
+    slopes, errors = (direction * gradient).sum(dim=(1, 2, 3)).double(), []
+    for size in (2e-3, 5e-4):  # curvature spoils the larger step, rounding the smaller one
+        scale = size * float(act.detach().abs().max())
+        shifted = torch.cat([act.detach() + k * scale * d for k in (1, -1) for d in direction], dim=1)
+        plus, minus = end(shifted, 16).double().split(8)
+        differences = (plus - minus) / (2.0 * scale)
+        errors.append(float((slopes - differences).norm() / differences.norm()))
+    assert gradient.isfinite().all() and min(errors) < 0.05, errors
 
 
 BALL = """<mujoco><worldbody>{ground}<body pos="0 0 1"><freejoint/><geom size="0.1" mass="5" {ball}/></body>
