@@ -445,7 +445,7 @@ if __name__ == "__main__":
                 critic_optimizer.step()
                 stats.append({"value_loss": v_loss.detach(), "critic_grad_norm": critic_norm})
                 stats[-1] |= {"q_value": (targets @ critic.atoms).mean()}
-                stats[-1] |= {"q_at_the_ends": targets[:, [0, -1]].sum(-1).mean()}
+                stats[-1] |= {"q_at_the_ends": (targets[:, 0] + targets[:, -1]).mean()}
                 times.append(("critic", time.time()))
 
                 if (replay.count * args.num_updates + k) % args.policy_freq == args.policy_freq - 1:

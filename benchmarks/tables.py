@@ -401,13 +401,13 @@ def with_length(row):
 
 
 def critic_steps(path, page):
-    """A row for every variant: milliseconds per step by number of threads, and the first step."""
+    """A row for every variant: milliseconds per step by number of threads, and the first one."""
     origin, lines = speeds(path, page)
     rows = {}
     for line in lines:
         row = rows.setdefault(line["variant"], {"variant": line["variant"]})
         row[f"{line['threads']} thread{'s' if line['threads'] != '1' else ''}"] = f"{line['step_ms']} ms"
-        row.setdefault("first step", f"{line['first_s']} s")
+        row.setdefault("first step, 1 thread", f"{line['first_s']} s")
     return origin + table(list(rows.values()))
 
 

@@ -2,12 +2,13 @@
 
     python -m benchmarks.torch_calls --output benchmarks/results/torch_calls.csv
 
-On a GPU an operation costs some microseconds to launch, whatever it computes, and one that hands a number to Python
-waits until the GPU is done with everything before it.  Both can be counted without one.  The numbers are those of a
-run's second iteration, with the script's own defaults for the task but for the number of environments.  `calls` are
-all operations, `launches` those that are no mere view of a tensor and so would start a kernel, also by phase: the
-rollout, the backward pass through it (where a script has one of its own), and the rest, logging included.  `waits`
-lists the lines that wait, with how often; the CPU's own checks in envs/vector_env.py among them.
+On a GPU an operation costs some microseconds to launch, whatever it computes, and one that hands a number to Python,
+or copies numbers of Python to the GPU, waits until the GPU is done with everything before it.  Both can be counted
+without one.  The numbers are those of a run's second iteration, with the script's own defaults for the task but for
+the number of environments.  `calls` are all operations, `launches` those that are no mere view of a tensor and so would
+start a kernel, also by phase: the rollout, the backward pass through it (where a script has one of its own), and the
+rest, logging included.  `waits` lists the lines that wait, with how often; the CPU's own checks in envs/vector_env.py
+among them.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.is_nonzero}
 MASKABLE = {aten.index, aten.index_put, aten.index_put_}  # they wait for the number of rows where a mask is True
 TO_HOST = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__array__}
+FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray}  # given Python's numbers and a device
 # functions of the scripts; the rest of an iteration is called "update"
 PHASES = {"rollout": "rollout", "collect": "rollout", "action_gradients": "backward"}
 
@@ -55,15 +57,15 @@ class Calls(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.calls, self.waits = Counter(), Counter()
-        self.to_host = CallsToHost(self)
+        self.copies = Copies(self)
 
     def __enter__(self):
-        self.to_host.__enter__()
+        self.copies.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        self.to_host.__exit__(*error)
+        self.copies.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         phase, place = where()
@@ -73,17 +75,19 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class CallsToHost(TorchFunctionMode):
-    """Adds the copies to the host that are no operation, and so unknown to Calls, where tensors are there already."""
+class Copies(TorchFunctionMode):
+    """Adds the copies between host and GPU that are no operation, and so unknown to Calls, where all is on the CPU."""
 
     def __init__(self, calls):
         super().__init__()
         self.calls = calls
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in TO_HOST:
+        kwargs = kwargs or {}
+        to_device = func in FROM_HOST and "device" in kwargs and isinstance(args[0], (int, float, list, tuple))
+        if func in TO_HOST or func is torch.Tensor.new_tensor or to_device:
             self.calls.waits[where()] += 1
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def is_mask(indices):

@@ -197,6 +197,7 @@ class HandReorient(VectorEnv):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.limits = self.constant([link.limits for link in LINKS if link.joint == REVOLUTE]).T
+        self.cube_start = self.constant(CUBE_START)
         self.goal_position = self.constant(GOAL_POSITION).repeat(self.num_envs, 1)
 
     def actuate(self, action):
@@ -230,7 +231,7 @@ class HandReorient(VectorEnv):
         angles, shift, turn = noise[:, :16], noise[:, 16:19], noise[:, 19:21]
         lower, upper = self.limits
         angles = 0.2 * (0.5 * (lower + upper) + 0.5 * (upper - lower) * angles)
-        position = self.constant(CUBE_START) + 0.01 * shift
+        position = self.cube_start + 0.01 * shift
         joint_q = torch.cat([angles, position, _orientation(turn)], dim=1)
         return joint_q, self.zeros(22)
 

@@ -131,6 +131,8 @@ class RobotFile(VectorEnv):
         self.floats = self.root[0].joint == FREE
         self.num_root = (7, 6) if self.floats else (len(self.root), len(self.root))  # coordinates, velocities
         self.slide_axes, self.place_at_zero = map(self.constant, self._slides())
+        self.root_turn = self.constant(self.root[0].rotation)
+        self.root_axes = [self.constant(link.axis) for link in self.root]
         _, turn, _, _ = self.root_state(self.start[:1], self.zeros(self.articulation.num_dofs)[:1])
         unit = self.constant([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         self.forward, self.up = rotate(inverse(turn).repeat(2, 1), unit)  # as axes of the root
@@ -196,9 +198,9 @@ class RobotFile(VectorEnv):
             place, angular, linear = joint_q[:, :3], joint_qd[:, :3], joint_qd[:, 3:6]
             return place, joint_q[:, 3:7], linear + torch.linalg.cross(angular, place), angular  # v + w x p
         slides, rows = len(self.slide_axes), len(joint_q)
-        turn, angular = self.constant(self.root[0].rotation).repeat(rows, 1), torch.zeros_like(joint_q[:, :3])
-        for k, link in list(enumerate(self.root))[slides:]:
-            axis, half = self.constant(link.axis).repeat(rows, 1), 0.5 * joint_q[:, k : k + 1]
+        turn, angular = self.root_turn.repeat(rows, 1), torch.zeros_like(joint_q[:, :3])
+        for k, axis in list(enumerate(self.root_axes))[slides:]:
+            axis, half = axis.repeat(rows, 1), 0.5 * joint_q[:, k : k + 1]
             angular = angular + rotate(turn, axis) * joint_qd[:, k : k + 1]
             turn = product(turn, torch.cat([axis * half.sin(), half.cos()], dim=1))
         place = self.place_at_zero + joint_q[:, :slides] @ self.slide_axes

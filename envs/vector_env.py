@@ -317,7 +317,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         # about the point c on the ground below the root:  p' = p - c,  v' = v + w x c
         position, rest = joint_q.split([3, joint_q.shape[1] - 3], dim=1)
         angular, linear, rates = joint_qd.split([3, 3, joint_qd.shape[1] - 6], dim=1)
-        place = position * position.new_tensor([1.0, 0.0, 1.0])
+        x, height, z = position.unbind(dim=1)
+        place = torch.stack([x, torch.zeros_like(height), z], dim=1)
         moved = [angular, linear + torch.linalg.cross(angular, place), rates]
         return torch.cat([position - place, rest], dim=1), torch.cat(moved, dim=1)
 
@@ -376,7 +377,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return torch.zeros(self.num_envs, *shape, dtype=torch.float32, device=self.device)
 
     def constant(self, values):
-        """Numbers as a float32 tensor on the environments' device."""
+        """Numbers as a float32 tensor on the environments' device; for __init__, because the host waits for a GPU."""
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _blank_state(self):

@@ -165,7 +165,7 @@ def two_steps_and_gradients(task, num_envs, before=lambda batch: None):
 
 
 @pytest.mark.parametrize("num_envs", (1, 5, 16, 33))
-@pytest.mark.parametrize("task", ("hopper", "anymal"))
+@pytest.mark.parametrize("task", ("hopper", "anymal", "humanoid", "hand_reorient"))
 def test_lanes_compute_what_plain_floats_do(task, num_envs, monkeypatch):
     lanes = two_steps_and_gradients(task, num_envs)
     monkeypatch.setattr("envs.physics.substeps.in_lanes", lambda array: array)
@@ -217,7 +217,7 @@ def test_memory_layout_of_cuda_gives_the_same_numbers(task, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("task", (*TASKS, "hand_reorient"))
+@pytest.mark.parametrize("task", envs.ENV_IDS)
 def test_cuda_computes_the_same_step_and_gradients(task):
     env, noise, results = envs.make(task, num_envs=8, seed=1), torch.Generator().manual_seed(2), []
     env.reset()

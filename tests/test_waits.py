@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from robot_files import find
 from running import SCRIPTS
 
 import envs
@@ -31,6 +32,9 @@ def as_on_cuda(monkeypatch):
         lambda x: torch.equal(x, x),
         lambda x: x.unique(),
         lambda x: [1] if x[0] else [2],
+        lambda x: torch.tensor([1.0], device=x.device),
+        lambda x: torch.as_tensor(1.0, device=x.device),
+        lambda x: x.new_tensor([1.0]),
     ],
 )
 def test_an_operation_that_waits_is_found(operation):
@@ -44,18 +48,20 @@ def test_other_operations_are_not():
     x, mask, rows = torch.ones(3), torch.tensor([True, False, True]), torch.tensor([0, 2])
     with Calls() as calls:
         torch.where(mask, x, 0.0).sum(), x[rows], x.masked_fill(mask, 0.0), x.to(torch.float64), x[1:], x.max()
+        torch.tensor(1.0), torch.full((2,), 1.0, device=x.device), torch.zeros_like(x), x.new_zeros(2)
     assert not calls.waits and sum(calls.calls.values()) >= 6
 
 
-@pytest.mark.parametrize("task", envs.ENV_IDS)
+@pytest.mark.parametrize("task", (*envs.ENV_IDS, "gymnasium/hopper.xml", "gymnasium/ant.xml"))
 def test_a_step_of_an_environment_waits_for_nothing(task, monkeypatch):
     as_on_cuda(monkeypatch)
-    env = envs.make(task, num_envs=2, max_episode_steps=2)
+    env = envs.make(str(find(task)) if task.endswith(".xml") else task, num_envs=2, max_episode_steps=2)
     env.reset()
     actions = torch.zeros(4, 2, env.num_actions, requires_grad=True)
     with Calls() as calls:
         total = sum(env.step(action)[1].sum() for action in actions)
         torch.autograd.grad(total, actions)
+        env.at_origin(env.joint_q, env.joint_qd)
     assert not calls.waits
 
 

@@ -296,7 +296,6 @@ def subtract_pair_wrenches(
     # State out:
     net_wrench: wp.array2d[wp.spatial_vector],
 ):
-    env = wp.tid()
-    for i in range(link_wrench.shape[1]):
-        contact = sum_of_pairs(pairs.pair, pairs.sign, pair_wrench, env, pairs.pair_start[i], pairs.pair_start[i + 1])
-        net_wrench[env, i] = link_wrench[env, i] - contact
+    i, env = wp.tid()
+    contact = sum_of_pairs(pairs.pair, pairs.sign, pair_wrench, env, pairs.pair_start[i], pairs.pair_start[i + 1])
+    net_wrench[env, i] = link_wrench[env, i] - contact

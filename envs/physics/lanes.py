@@ -1,4 +1,4 @@
-"""The same number of 16 environments side by side in one register of the CPU, for kernels that only add and multiply.
+"""One quantity of 16 environments side by side in a register of the CPU, for kernels of plain arithmetic.
 
 Such a kernel is written once, for elements of any type.  On the CPU an element is one `Lanes`: one thread serves 16
 environments, and an instruction works on all of them.  On CUDA, where threads are the lanes, it is a plain float.

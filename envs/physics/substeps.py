@@ -213,7 +213,7 @@ class Substeps:
         pairs, lanes, poses = self.pairs, self.lanes, x.link_pose
         yield Stage(find_touching, (lanes,), [pairs, lanes, poses], [x.touching], NO_DERIVATIVE)
         yield Stage(pair_wrenches, (lanes,), [pairs, lanes, poses, x.link_twist, x.touching], [x.pair_wrench])
-        yield Stage(subtract_pair_wrenches, (), [pairs, x.link_wrench, x.pair_wrench], [x.net_wrench])
+        yield Stage(subtract_pair_wrenches, (self.num_links,), [pairs, x.link_wrench, x.pair_wrench], [x.net_wrench])
 
     def _adjoint_of_solve(self, x, rebuilt):
         """One more solve with the same factors, and the gradient of H: see mass_matrix.py."""
