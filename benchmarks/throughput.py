@@ -3,8 +3,8 @@
     python -m benchmarks.throughput --env-ids hopper --num-envs 16 256 4096
     python -m benchmarks.throughput --output benchmarks/results/throughput_cpu.csv
     python -m benchmarks.throughput --train --output benchmarks/results/training_cpu.csv
-    python -m benchmarks.throughput --train --train-up-to 1024 --iterations 7 --repeats 2 --threads 2 \
-        --env-ids hopper ant --num-envs 16 64 256 1024 4096 16384 65536 --output benchmarks/results/scaling_cpu.csv
+    python -m benchmarks.throughput --train --train-up-to 1024 --iterations 7 --repeats 3 --threads 2 \
+        --env-ids hopper ant --num-envs 16 64 256 1024 4096 --output benchmarks/results/scaling_cpu.csv
 
 Random actions, float32, medians over `--repeats` rollouts after a warm-up; per task and number of environments one
 row for each number of threads.  With --train, rpo_continuous.py is run as well, with its own defaults: `training` has
