@@ -134,12 +134,13 @@ def scores(runs):
         center, low, high = aggregate_iqm(
             [[final / unit for final in final_returns(group)] for group, unit in zip(by_task, units)]
         )
+        interval = f" [{low:.2f}, {high:.2f}]" if min(map(len, by_task)) >= 3 else ""  # as in iqm()
         all_runs = [(run, unit) for group, unit in zip(by_task, units) for run in group]
         drops = [largest_drop(run) / unit for run, unit in all_runs]
         row = {
             "script": title,
             "runs": len(all_runs),
-            "IQM of normalised returns [95 %]": f"{center:.2f} [{low:.2f}, {high:.2f}]",
+            "IQM of normalised returns [95 %]": f"{center:.2f}{interval}",
             "reliable runs": f"{sum(is_reliable(run, unit) for run, unit in all_runs)} of {len(all_runs)}",
             "largest drop, mean over runs": f"{mean(drops):.2f}",
         }
@@ -315,9 +316,9 @@ Steps until the curve reaches half of the paper's return of RPO; median over see
 {half}
 
 Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all runs of
-all tasks, with an interval from a bootstrap that resamples seeds within tasks. Reliable: a run whose curve, once above
-a tenth of the paper's return, never falls below 0.9 of its highest value so far. Largest drop: of the curve below its
-highest value so far, in units of the paper's return.
+all tasks, from three seeds on with an interval, from a bootstrap that resamples seeds within tasks. Reliable: a run
+whose curve, once above a tenth of the paper's return, never falls below 0.9 of its highest value so far. Largest drop:
+of the curve below its highest value so far, in units of the paper's return.
 
 {scores}
 

@@ -136,6 +136,8 @@ def test_the_tables_of_benchmark_1m(results):
     assert tables.origin(runs).startswith("15 runs at commit abc1234, 2026-11-21, on one core of: toaster")
     few = [run_ for run_ in runs if run_.seed < 3]
     assert row(tables.one_million_table(few, tables.final_cell), "hopper")[0] == "1500 +- 707 (2 seeds)"
+    with_interval, without = (row(tables.scores(found), "RPO")[1] for found in (runs, few))
+    assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", with_interval) and re.fullmatch(r"[\d.]+", without)
 
 
 def test_core_hours_are_those_of_twelve_seeds_at_the_papers_length(results):
