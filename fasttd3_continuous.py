@@ -272,17 +272,16 @@ class Replay:
 
 
 @torch.no_grad()  # the steps are data: FastTD3 needs no derivative of the simulator
-def collect(env, actor, noise, normalizer, replay, args):
-    """One step of every environment into the buffer. Returns what the log needs, tensors (N, ...)."""
-    raw_obs = env.detach()  # the current observation
+def collect(env, raw_obs, actor, noise, normalizer, replay, args):
+    """One step of every environment into the buffer. Returns the next observation and what the log needs, (N, ...)."""
     action = add_noise(actor(normalizer(raw_obs)), noise.std)
-    _, reward, terminated, truncated, infos = env.step(action)
+    next_obs, reward, terminated, truncated, infos = env.step(action)
     # raw observations: a batch is normalised when it is drawn, with the statistics of that time
     step = {"obs": raw_obs, "action": action, "reward": args.reward_scale * reward, "next_obs": infos["final_obs"]}
     replay.add(**step, terminated=terminated, truncated=truncated)
     noise.redraw(terminated | truncated)
     step = {"raw_obs": raw_obs, "dones": terminated | truncated}
-    return step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]}
+    return next_obs, step | {"episode_return": infos["episode"]["r"], "episode_length": infos["episode"]["l"]}
 
 
 def project(probs, rewards, discount, atoms):
@@ -362,7 +361,7 @@ if __name__ == "__main__":
 
     # env setup
     env = envs.make(args.env_id, num_envs=args.num_envs // world_size, device=device, seed=seed)
-    env.reset()  # collect() takes the observation from env.detach()
+    env.reset()  # every iteration takes the observation from env.detach()
 
     # agent setup, on one thread: the last bits of orthogonal weights depend on the number of threads
     num_threads = torch.get_num_threads()
@@ -424,13 +423,15 @@ if __name__ == "__main__":
         actor_optimizer.param_groups[0]["lr"] = args.learning_rate
         critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
 
+        raw_obs = env.detach()  # the current observation
         steps, stats, times = [], [], [("start", time.time())]
         for _ in range(args.num_steps):
             # ALGO LOGIC: a step of every environment into the replay buffer
             torch.set_num_threads(1)  # torch's other threads would take the cores from the simulator's
-            steps.append(collect(env, actor, noise, normalizer, replay, args))
+            raw_obs, step = collect(env, raw_obs, actor, noise, normalizer, replay, args)
             torch.set_num_threads(num_threads)
-            normalizer.update(steps[-1]["raw_obs"])
+            steps.append(step)
+            normalizer.update(step["raw_obs"])
             times.append(("rollout", time.time()))
 
             # ALGO LOGIC: updates of the critics, the policy and the target critics

@@ -316,9 +316,9 @@ Steps until the curve reaches half of the paper's return of RPO; median over see
 {half}
 
 Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all runs of
-all tasks, from three seeds on with an interval, from a bootstrap that resamples seeds within tasks. Reliable: a run
-whose curve, once above a tenth of the paper's return, never falls below 0.9 of its highest value so far. Largest drop:
-of the curve below its highest value so far, in units of the paper's return.
+all tasks, with three or more seeds per task also its interval, from a bootstrap that resamples seeds within tasks.
+Reliable: a run whose curve, once above a tenth of the paper's return, never falls below 0.9 of its highest value so
+far. Largest drop: of the curve below its highest value so far, in units of the paper's return.
 
 {scores}
 
@@ -402,13 +402,13 @@ def with_length(row):
 
 
 def critic_steps(path, page):
-    """A row for every variant: milliseconds per step by number of threads, and the first one."""
+    """A row for every variant: milliseconds per step by number of threads, and the seconds of the first step."""
     origin, lines = speeds(path, page)
     rows = {}
     for line in lines:
         row = rows.setdefault(line["variant"], {"variant": line["variant"]})
         row[f"{line['threads']} thread{'s' if line['threads'] != '1' else ''}"] = f"{line['step_ms']} ms"
-        row.setdefault("first step, 1 thread", f"{line['first_s']} s")
+        row.setdefault("first step", f"{line['first_s']} s")
     return origin + table(list(rows.values()))
 
 

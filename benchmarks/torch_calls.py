@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import warp as wp
 from torch.overrides import TorchFunctionMode
@@ -32,9 +33,12 @@ from benchmarks.records import ROOT, SCRIPTS
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.is_nonzero}
+WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.bincount}
 MASKABLE = {aten.index, aten.index_put, aten.index_put_}  # they wait for the number of rows where a mask is True
 TO_HOST = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__array__}
-FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray}  # given Python's numbers and a device
+FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray}  # where they are given numbers of the host and a device
+HOST = (bool, int, float, list, tuple)  # not numpy's arrays: Warp hands over its own on the CPU as such
+INDEXED = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}  # with a list they copy it to the GPU
 # functions of the scripts; the rest of an iteration is called "update"
 PHASES = {"rollout": "rollout", "collect": "rollout", "action_gradients": "backward"}
 
@@ -84,10 +88,15 @@ class Copies(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        to_device = func in FROM_HOST and "device" in kwargs and isinstance(args[0], (int, float, list, tuple))
+        to_device = func in FROM_HOST and "device" in kwargs and isinstance((*args, kwargs.get("data"))[0], HOST)
+        to_device = to_device or (func in INDEXED and has_list(args[1]))
         if func in TO_HOST or func is torch.Tensor.new_tensor or to_device:
             self.calls.waits[where()] += 1
         return func(*args, **kwargs)
+
+
+def has_list(index):
+    return any(isinstance(part, (list, np.ndarray)) for part in (index if isinstance(index, tuple) else (index,)))
 
 
 def is_mask(indices):
@@ -136,7 +145,7 @@ def main():
     wp.config.log_level, rows = wp.LOG_WARNING, []
     for script in args.scripts:
         flags = {"env-id": args.env_id, "num-envs": args.num_envs, "num-eval-envs": 1, "total-timesteps": 10**6}
-        flags |= {"learning-starts": 16} if script == "sac" else {}
+        flags |= {"learning-starts": 16} if script in ("sac", "fasttd3") else {}
         calls, waits = count(script, *(f"--{name}={value}" for name, value in flags.items()))
         row = {"script": script, "env_id": args.env_id, "calls": sum(calls.values())}
         row |= {"launches": sum(times for (_, is_view), times in calls.items() if not is_view)}

@@ -197,7 +197,7 @@ class HandReorient(VectorEnv):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self.limits = self.constant([link.limits for link in LINKS if link.joint == REVOLUTE]).T
-        self.cube_start = self.constant(CUBE_START)
+        self.cube_start, self.goal_drawn_at = self.constant(CUBE_START), self.constant(GOAL_DRAWN_AT)
         self.goal_position = self.constant(GOAL_POSITION).repeat(self.num_envs, 1)
 
     def actuate(self, action):
@@ -242,8 +242,7 @@ class HandReorient(VectorEnv):
         return _orientation(noise[:, 21:23])
 
     def drawn_joint_q(self, index):
-        position = self.constant(GOAL_DRAWN_AT)
-        return torch.cat([self.joint_q[index], position, self.goal[index]])
+        return torch.cat([self.joint_q[index], self.goal_drawn_at, self.goal[index]])
 
     def _distance(self, obs):
         return torch.linalg.vector_norm(obs[:, 32:35] - obs[:, 45:48], dim=1)

@@ -226,17 +226,18 @@ def test_steps_go_into_the_buffer_as_the_environment_made_them():
     actor, normalizer = fasttd3.Actor(2, 2), fasttd3.ObsNormalizer(2)
     normalizer.mean += 1.0
     noise, replay = fasttd3.MixedNoise(N, 0.5, 3.0, "cpu"), fasttd3.Replay(H, N, 2, 2, "cpu")
+    raw_obs = env.detach()
     for t in range(H):
         obs, levels = env.state, noise.std
         torch.manual_seed(t)
-        data = fasttd3.collect(env, actor, noise, normalizer, replay, args)
+        raw_obs, data = fasttd3.collect(env, raw_obs, actor, noise, normalizer, replay, args)
         stored = {name: column[t] for name, column in replay.data.items()}
         torch.manual_seed(t)
         expected = fasttd3.add_noise(actor(normalizer(obs)), levels)
         assert torch.equal(stored["action"], expected) and torch.equal(env.action, expected)
         assert torch.equal(stored["obs"], obs) and torch.equal(data["raw_obs"], obs)
         ends = data["dones"]
-        assert torch.equal(stored["next_obs"][~ends], env.state[~ends])
+        assert torch.equal(stored["next_obs"][~ends], env.state[~ends]) and torch.equal(raw_obs, env.state)
         assert ends.sum() == (t in (1, 2)) and (noise.std != levels).sum() == ends.sum()
         if t in (1, 2):  # the true successor, not the first state of the next episode
             assert (stored["next_obs"][ends] != env.state[ends]).any()
