@@ -35,9 +35,10 @@ def test_the_command_of_a_policy_has_the_flags_that_are_not_the_tasks_own():
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row["file"])
 def test_a_policy_returns_what_its_line_says(row):
     policy, args = envs.load_policy(POLICIES / row["file"])
-    returns, _ = envs.evaluate(envs.make(args["env_id"], num_envs=16), policy, seed=args["seed"])
-    expected = float(row["deterministic"])
-    assert abs(returns.mean().item() - expected) < 0.25 * abs(expected)
+    num_envs = 64 if args["env_id"] == "hand_reorient" else 16  # whose returns differ most
+    returns, _ = envs.evaluate(envs.make(args["env_id"], num_envs=num_envs), policy, seed=args["seed"])
+    expected, error = float(row["deterministic"]), returns.std().item() / num_envs**0.5
+    assert abs(returns.mean().item() - expected) < max(0.25 * abs(expected), 2.0 * error)
 
 
 def test_a_policy_is_scored_and_played_by_the_commands_of_its_readme(tmp_path):
