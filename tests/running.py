@@ -34,8 +34,8 @@ def run_here(folder, script, *flags, expect=0):
     folder.mkdir(exist_ok=True)
     sizes = () if "--checkpoint" in flags else (*CARTPOLE, *FLAGS.split(), *OWN_FLAGS[script].split())
     output, argv, code = io.StringIO(), sys.argv, 0
-    if expect == 0 or "--checkpoint" in flags:
-        gc.collect()  # what is left of earlier runs in this process, which may hold this one's folder
+    gc.collect()  # what is left of earlier runs in this process, which may hold this one's folder
+    gc.freeze()  # what is alive, the modules above all, is not looked through again the next time
     sys.argv = [str(word) for word in (path(script), *sizes, *flags)]
     try:
         with state_of_this_process(), contextlib.chdir(folder):

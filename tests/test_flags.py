@@ -40,10 +40,11 @@ WITH_ANOTHER = {"num_kl_samples": (2, ("--kl-estimator", "mc"))}
 # what counts in these tiny runs only beside another flag
 BESIDE_ANOTHER = WITH_ANOTHER | {"alpha_interval": (1e-9, ("--max-oorr", 1.0))}
 LONG = ("--total-timesteps", 16 * 32)  # the horizon of AHAC stays where it is for ten iterations
-SOFT, STIFF = ((*LONG, "--horizon-lr", 500, "--stiffness-limit", limit) for limit in (2.0, 0.5))
-BESIDE_ANOTHER |= {"horizon_lr": (500.0, LONG), "horizon_dual_lr": (0.1, (*LONG, "--horizon-lr", 500))}
-BESIDE_ANOTHER |= {"stiffness_limit": (2.0, (*LONG, "--horizon-lr", 500)), "horizon_min": (2, STIFF)}
-BESIDE_ANOTHER |= {"horizon_max": (5, SOFT), "critic_tolerance": (1e6, ("--critic-epochs", 6))}
+FAST = (*LONG, "--horizon-lr", 500)
+SOFT, STIFF = ((*FAST, "--stiffness-limit", limit) for limit in (2.0, 0.5))
+BESIDE_ANOTHER |= {"horizon_lr": (500.0, (*LONG, "--stiffness-limit", 2.0)), "horizon_dual_lr": (0.1, SOFT)}
+BESIDE_ANOTHER |= {"stiffness_limit": (2.0, FAST), "horizon_min": (2, STIFF), "horizon_max": (5, SOFT)}
+BESIDE_ANOTHER |= {"critic_tolerance": (1e6, ("--critic-epochs", 6))}
 WITHOUT_ANOTHER = {"target_kl": "--no-adaptive-lr", "alpha_learning_rate": "--no-autotune"}
 # what does not reach the networks; each has a test of its own here or in test_scripts.py
 AROUND = {"cuda", "track", "checkpoint", "checkpoint_freq", "eval_only", "eval_freq", "num_eval_envs", "capture_video"}
@@ -82,8 +83,9 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def short_evaluations(monkeypatch):
-    monkeypatch.setattr(envs.TASKS["cartpole"], "max_episode_steps", 6)
+def tiny_simulations(monkeypatch):
+    for name, value in (("max_episode_steps", 6), ("substeps", 2), ("mass_matrix_interval", 2)):
+        monkeypatch.setattr(envs.TASKS["cartpole"], name, value)
 
 
 def resume(folder, checkpoint, script, *flags, expect=0):
