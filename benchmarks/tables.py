@@ -123,13 +123,17 @@ def paper_value(env_id):
 
 
 def scores(runs):
-    """A row for every script that ran all the tasks: aggregate, reliability, largest drop."""
+    """A row for every script that ran all the tasks: aggregate, reliability, largest drop.
+
+    Counted are the seeds that every task has: with more runs of one task than of another, the mean would lean to it.
+    """
     rows = []
     for script, title in SCRIPTS.items():
-        found = [groups_of(runs, env_id, script) for env_id in ONE_MILLION_TASKS]
-        if not all(found):
+        found = [[run for run in runs if (run.script, run.env_id) == (script, env_id)] for env_id in ONE_MILLION_TASKS]
+        counted = set.intersection(*({run.seed for run in group} for group in found))
+        if not counted:
             continue
-        by_task = [group for (group,) in found]
+        by_task = [[run for run in group if run.seed in counted] for group in found]
         units = [paper_value(group[0].env_id) for group in by_task]
         center, low, high = aggregate_iqm(
             [[final / unit for final in final_returns(group)] for group, unit in zip(by_task, units)]
@@ -315,10 +319,11 @@ Steps until the curve reaches half of the paper's return of RPO; median over see
 
 {half}
 
-Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all runs of
-all tasks, with three or more seeds per task also its interval, from a bootstrap that resamples seeds within tasks.
-Reliable: a run whose curve, once above a tenth of the paper's return, never falls below 0.9 of its highest value so
-far. Largest drop: of the curve below its highest value so far, in units of the paper's return.
+Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all tasks
+and the seeds that have run on every one of them, with three or more seeds also its interval, from a bootstrap that
+resamples seeds within tasks. Reliable: a run whose curve, once above a tenth of the paper's return, never falls below
+0.9 of its highest value so far. Largest drop: of the curve below its highest value so far, in units of the paper's
+return.
 
 {scores}
 
