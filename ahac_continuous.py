@@ -5,7 +5,8 @@ steps is misleading.
 
     1. Roll out H steps in N environments.
     2. Backpropagate the return R into the policy, and take one step.  Discard the rollout.
-    3. Measure the stiffness of the dynamics.  Above a limit H falls, below it H rises: dual ascent on a constraint.
+    3. Measure the stiffness of the dynamics.  Its dual variable rises above a limit and falls below it; H falls while
+       the dual variable is positive, and rises while it is negative: dual ascent on a constraint.
     4. Fit two critics to TD(lambda) targets until their loss stops falling.  The smaller one is used.
 
     paper            code            meaning
@@ -13,8 +14,8 @@ steps is misleading.
     pi_theta         u               u = mu + sigma eps, eps ~ N(0, 1)
     H                horizon         a real number; a rollout has it rounded
     c                stiffness       mean norm of J^T v: v random signs, J = d(q', qd') / d(q, qd) of one step
-    C                reference       its limit: the mean of c over the first iterations, times stiffness_limit
-    lambda           horizon.dual    the dual variable of c <= C; negative while there is slack
+    C                horizon.limit() its limit: the mean of c over the first iterations, times stiffness_limit
+    lambda           horizon.dual    the dual variable of c <= C, over time the sum of c / C - 1; it may be negative
     R                returns         discounted return; the critics' value where an episode or the rollout ends
     L_theta          loss            minus the mean return per step
     V_psi            critic          two of them: their minimum is used, in R and in the targets
@@ -79,7 +80,7 @@ class Args:
     horizon_dual_lr: float = 2e-3
     """step size of lambda"""
     stiffness_limit: float = 1.0
-    """C, as a multiple of the mean stiffness over the first 10 iterations"""
+    """C, as a multiple of the mean stiffness over the first 10 iterations (so that 1 serves every task)"""
     learning_rate: float = 2e-3
     """of the actor"""
     critic_learning_rate: float = 5e-4
@@ -201,6 +202,10 @@ class Horizon(nn.Module):
         """The steps of the next rollout: H rounded, one half upwards."""
         return math.floor(self.length.item() + 0.5)
 
+    def limit(self, args):
+        """C. Within the first 10 iterations the sum is not complete, and C is not used."""
+        return args.stiffness_limit * self.reference
+
     def update(self, stiffness, num_steps, args):
         """After a rollout of num_steps with the stiffness c. In the first 10 iterations c makes the reference of C."""
         self.num_updates, self.num_steps = self.num_updates + 1, self.num_steps + num_steps
@@ -208,7 +213,7 @@ class Horizon(nn.Module):
             self.reference += stiffness / 10
             return
         # lambda <- clip(lambda + alpha_lambda (c / C - 1)): it rises while c > C; the bounds are against wind-up
-        violation = stiffness / (args.stiffness_limit * self.reference) - 1.0
+        violation = stiffness / self.limit(args) - 1.0
         self.dual = (self.dual + args.horizon_dual_lr * violation).clamp(-0.05, 0.05)
         # H <- clip(H - alpha_H h lambda)
         length = self.length - args.horizon_lr * num_steps * self.dual
@@ -285,7 +290,8 @@ def measure_stiffness(env, joint_q, joint_qd, action):
     *new_state, diverged = env.simulator.step(*state, env.actuate(action[rows]))
     signs = [2.0 * torch.randint_like(x, 2) - 1.0 for x in new_state]
     norms = torch.cat(torch.autograd.grad(new_state, state, signs), dim=1).norm(dim=1)
-    total = torch.stack([norms[~diverged].sum(), (~diverged).sum()])  # the derivative of a state that blew up is 0
+    usable = ~diverged & norms.isfinite()  # the derivative of a state that blew up is 0
+    total = torch.stack([norms[usable].sum(), usable.sum()])
     if dist.is_initialized():  # the rows of all processes
         dist.all_reduce(total)
     return (total[0] / total[1].clamp(min=1.0)).item()
@@ -481,6 +487,7 @@ if __name__ == "__main__":
             "charts/horizon": num_steps,
             "charts/horizon_dual": horizon.dual.item(),
             "charts/stiffness": stiffness,
+            "charts/stiffness_limit": horizon.limit(args).item() if iteration >= 10 else math.nan,
             "losses/critic_passes": len(pass_losses),
             "losses/value_loss": torch.stack(v_losses).mean().item(),
             "losses/explained_variance": 1.0 - (errors.var(correction=0) / b_targets.var(correction=0)).item(),

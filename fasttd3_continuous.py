@@ -301,9 +301,10 @@ def project(probs, rewards, discount, atoms):
 def target_distribution(actor, target_critic, batch, args):
     """m (B, K): rewards of the window, plus the return of what comes after it, unless that is a fall."""
     # a' = clip(mu(s') + clip(sigma eps, -c, c), -1, 1): no target actor, and a blur over neighbouring actions
-    action = actor(batch["next_obs"])
+    next_obs = torch.where(batch["terminated"][:, None], 0.0, batch["next_obs"])  # what comes after a fall is not read
+    action = actor(next_obs)
     blur = (args.target_noise * torch.randn_like(action)).clamp(-args.target_noise_clip, args.target_noise_clip)
-    probs = target_critic(batch["next_obs"], (action + blur).clamp(-1.0, 1.0)).softmax(-1)
+    probs = target_critic(next_obs, (action + blur).clamp(-1.0, 1.0)).softmax(-1)
     discount = torch.where(batch["terminated"], 0.0, batch["discount"])
     projected = project(probs, batch["rewards"], discount, target_critic.atoms)
     # clipped double Q: the whole distribution of the critic with the smaller mean is the target of both
@@ -402,6 +403,7 @@ if __name__ == "__main__":
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
+        noise.redraw(torch.ones_like(noise.std, dtype=torch.bool))
         replay.data["truncated"][(replay.count - 1) % replay.rows] = True  # no window crosses into the new episodes
 
     if rank == 0:

@@ -64,6 +64,7 @@ def test_the_first_ten_iterations_make_the_reference_and_leave_the_horizon():
         assert horizon() == 32
         horizon.update(float(k), 32, args)
     assert horizon.reference.item() == pytest.approx(4.5) and horizon.dual.item() == 0.0
+    assert horizon.limit(make_args(stiffness_limit=2.0)).item() == pytest.approx(9.0)
     horizon.update(9.0, 32, args)
     assert horizon.dual.item() == pytest.approx(0.002) and horizon.length.item() == pytest.approx(31.984)
     assert horizon.reference.item() == pytest.approx(4.5)
@@ -231,6 +232,22 @@ def test_steps_are_drawn_from_the_whole_rollout_and_what_diverged_is_left_out():
     assert ahac.measure_stiffness(linear(torch.eye(2), range(4)), joint_q, joint_q, joint_q) == 0.0
 
 
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf, 1e30])
+def test_a_derivative_that_is_not_finite_is_left_out_where_the_state_is(factor):
+    class Broken(torch.autograd.Function):  # the state as it is, with a gradient that is not
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.tensor([1.0, factor, 1.0, 1.0])[:, None]
+
+    env, zeros = linear(torch.eye(2)), torch.zeros(3, 4, 1)
+    env.simulator.step = lambda joint_q, joint_qd, act: (Broken.apply(joint_q), joint_qd, torch.zeros(4) > 0)
+    assert ahac.measure_stiffness(env, zeros, zeros, zeros) == pytest.approx(math.sqrt(2.0))
+
+
 def jacobian(env, joint_q, joint_qd, action):
     """|J|_F (N,), J = d(q', qd') / d(q, qd) of one step, by one product for each of its rows."""
     state = [x.clone().requires_grad_() for x in env.at_origin(joint_q, joint_qd)]
@@ -256,6 +273,21 @@ def test_stiffness_at_rest(env_id, expected):
     env.reset()
     found = jacobian(env, *env.rest_state(), torch.zeros(1, env.num_actions))
     assert found.item() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("env_id, expected", [("ant", 6.459), ("anymal", 23.43)])
+def test_stiffness_in_the_air(env_id, expected):
+    env = envs.make(env_id)
+    env.reset()
+    (joint_q, joint_qd), still = env.rest_state(), torch.zeros(1, env.num_actions)
+    with torch.no_grad():
+        env.set_state(joint_q, joint_qd)
+        for _ in range(30):
+            env.step(still)
+    joint_q, joint_qd = env.joint_q.clone(), env.joint_qd.clone()
+    joint_q[:, 1] += 1.0  # up; about the world origin a falling robot's twist is another
+    joint_qd[:, 3:6] -= torch.linalg.cross(joint_qd[:, :3], torch.tensor([[0.0, 1.0, 0.0]]))
+    assert jacobian(env, joint_q, joint_qd, still).item() == pytest.approx(expected, rel=0.01)
 
 
 @pytest.fixture(scope="module")

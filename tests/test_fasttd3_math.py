@@ -92,6 +92,10 @@ def test_the_whole_distribution_of_the_critic_with_the_smaller_mean_is_the_targe
     targets = fasttd3.target_distribution(fasttd3.Actor(2, 3), Fixed(*critics), batch, fasttd3.Args())
     assert targets[0].tolist() == approx([0.06, 0.26, 0.33, 0.21, 0.14])  # mean 0.11; the other has 0.35
     assert targets[1].tolist() == approx([0.0, 0.0, 0.5, 0.5, 0.0])  # only the rewards of a fall
+    # what comes after a fall, or is missing there, does not count
+    batch["next_obs"][1] = torch.nan
+    again = fasttd3.target_distribution(fasttd3.Actor(2, 3), fasttd3.Critic(2, 3, -2.0, 2.0, 5), batch, fasttd3.Args())
+    assert again[1].tolist() == approx([0.0, 0.0, 0.5, 0.5, 0.0]) and again.isfinite().all()
     # clipping turns the order around: the means after the projection decide, and B has the smaller one
     assert targets[2].tolist() == approx(project(B, 2.0, 0.9).tolist())
 

@@ -15,7 +15,7 @@ import torch
 from running import SCRIPTS, path, run_here
 
 import envs
-from benchmarks.tiny import ENVIRONMENT, assert_same, load, run_dir, total
+from benchmarks.tiny import ENVIRONMENT, STEPS, assert_same, load, run_dir, total
 
 SOURCES = {script: importlib.import_module(f"{script}_continuous") for script in SCRIPTS}
 NAMES = {script: [field.name for field in dataclasses.fields(module.Args)] for script, module in SOURCES.items()}
@@ -166,6 +166,15 @@ def test_a_rate_or_temperature_that_is_no_longer_adapted_is_the_one_that_is_prin
         before = load(finished(script))["temperature"]["log_alpha"].exp().item()
         _, state = resume(tmp_path, finished(script), script, "--no-autotune")
         assert state["temperature"]["log_alpha"].exp().item() == pytest.approx(state["args"]["alpha"]) != before
+
+
+def test_a_run_that_does_not_go_on_exactly_has_new_noise(finished, tmp_path):
+    resume(tmp_path, finished("fasttd3"), "fasttd3", "--total-timesteps", 3 * STEPS)
+    later = tmp_path / "copy0" / "checkpoint.pt"
+    # one more iteration with another seed, after the second and after the third; no episode ends in it
+    _, a = resume(tmp_path, finished("fasttd3"), "fasttd3", "--seed", 7, "--total-timesteps", 3 * STEPS)
+    _, b = resume(tmp_path, later, "fasttd3", "--seed", 7, "--total-timesteps", 4 * STEPS)
+    assert (a["noise"]["std"] != b["noise"]["std"]).all()
 
 
 def test_flags_of_an_evaluation_take_effect_beside_a_checkpoint(finished, tmp_path):
