@@ -39,6 +39,15 @@ SCRIPTS = {
     "sac": "SAC",
     "fasttd3": "FastTD3",
 }
+# runs of Benchmark-1M that shared their core with other work: their wall clocks are upper bounds
+SHARED_CORE = {
+    "ahac_continuous__anymal__1",
+    "ahac_continuous__hand_reorient__1",
+    "fasttd3_continuous__ant__1",
+    "ppo_continuous__hand_reorient__1",
+    "reppo_continuous__hand_reorient__1",
+    "rpo_continuous__hand_reorient__1",
+}
 # results/ablations/<name>__<env_id>__<seed>.csv, see ablations.sh
 ABLATIONS = {
     "rpo": "RPO",

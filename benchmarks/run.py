@@ -106,7 +106,7 @@ class Run:
         _, script, *flags = shlex.split(self.command)
         if (run_dir := self.run_dir()) and (run_dir / "checkpoint.pt").exists():
             flags = ["--checkpoint", str(run_dir / "checkpoint.pt")]
-        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
+        environment = {"OMP_NUM_THREADS": str(num_threads)} | os.environ  # what the user has set counts
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a") as log:
             try:  # the process inherits the lock and holds it as long as it lives

@@ -29,10 +29,13 @@ def iqm(values):
 def mean_interval(values):
     """Ends of the 95 % percentile bootstrap interval of the mean over runs: (runs, steps) -> two of (steps,).
 
-    The means of all n^n resamples of n <= 5 runs are enumerated, so that nothing is drawn.
+    The means of all n^n resamples of n <= 5 runs are enumerated; of more runs 2,000 resamples are drawn.
     """
     n = len(values)
-    resamples = np.stack(np.meshgrid(*[range(n)] * n, indexing="ij"), -1).reshape(-1, n)
+    if n <= 5:
+        resamples = np.stack(np.meshgrid(*[range(n)] * n, indexing="ij"), -1).reshape(-1, n)
+    else:
+        resamples = np.random.default_rng(0).integers(n, size=(2000, n))
     return np.percentile(values[resamples].mean(1), [2.5, 97.5], axis=0, method="inverted_cdf")
 
 
@@ -62,14 +65,16 @@ def median_steps_to(group, value):
 def is_reliable(run, scale):
     """Whether the curve never falls below 0.9 of the highest value that it had reached (after REPPO, section 5).
 
-    Counted from where it first reaches a tenth of `scale`: below that, 0.9 is within the noise.
+    Counted from where it first reaches a tenth of `scale`: below that, 0.9 is within the noise.  None where it never
+    gets there: a run that has learned nothing has nothing to lose.
     """
-    highest = scale / 10
+    highest = None
     for _, seen in sorted(run.logged("episodic_return").items()):
-        highest = max(highest, seen)
-        if highest > scale / 10 and seen < 0.9 * highest:
-            return False
-    return True
+        if highest is not None or seen >= scale / 10:
+            highest = max(highest or seen, seen)
+            if seen < 0.9 * highest:
+                return False
+    return None if highest is None else True
 
 
 def largest_drop(run):

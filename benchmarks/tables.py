@@ -16,6 +16,7 @@ from benchmarks.records import (
     RESULTS,
     ROOT,
     SCRIPTS,
+    SHARED_CORE,
     final_returns,
     groups,
     groups_of,
@@ -94,7 +95,10 @@ def minutes_cell(group):
 
 
 def minutes_by_machine(runs):
-    """The minutes of every cell, marked by the machine that most of its runs were on, and what the marks mean."""
+    """The minutes of every cell, marked by the machine that most of its runs were on, and what the marks mean.
+
+    ^ marks cells with a run that shared its core.
+    """
 
     def machines(runs):
         return [name for name, _ in Counter(run.device.partition(" (family")[0] for run in runs).most_common()]
@@ -102,7 +106,8 @@ def minutes_by_machine(runs):
     marks = {machine: "*" * k for k, machine in enumerate(machines(runs))}
 
     def cell(group):
-        return minutes_cell(group) + marks[machines(group)[0]]
+        shared = "^" if any(run.path.stem in SHARED_CORE for run in group) else ""
+        return minutes_cell(group) + marks[machines(group)[0]] + shared
 
     text = one_million_table(runs, cell)
     if len(marks) > 1:
@@ -141,11 +146,12 @@ def scores(runs):
         interval = f" [{low:.2f}, {high:.2f}]" if min(map(len, by_task)) >= 3 else ""  # as in iqm()
         all_runs = [(run, unit) for group, unit in zip(by_task, units) for run in group]
         drops = [largest_drop(run) / unit for run, unit in all_runs]
+        reliable = [found for run, unit in all_runs if (found := is_reliable(run, unit)) is not None]
         row = {
             "script": title,
             "runs": len(all_runs),
             "IQM of normalised returns [95 %]": f"{center:.2f}{interval}",
-            "reliable runs": f"{sum(is_reliable(run, unit) for run, unit in all_runs)} of {len(all_runs)}",
+            "reliable runs": f"{sum(reliable)} of {len(reliable)}",
             "largest drop, mean over runs": f"{mean(drops):.2f}",
         }
         rows.append(row)
@@ -153,14 +159,17 @@ def scores(runs):
 
 
 def origin(runs):
-    """How many runs there are, and of which commits and machines."""
+    """How many runs there are, of which machines, and which scripts are of which commit."""
     if not runs:
         return "Not run."
-    commits = ", ".join(dict.fromkeys(run.commit for run in sorted(runs, key=lambda run: run.date)))
+    scripts = defaultdict(dict)
+    for run in runs:
+        scripts[run.commit][SCRIPTS[run.script]] = None
+    commits = "; ".join(f"{', '.join(titles)} of commit {commit}" for commit, titles in scripts.items())
     dates = " to ".join(dict.fromkeys((min(run.date for run in runs), max(run.date for run in runs))))
     machines = "; ".join(sorted({run.device for run in runs}))
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-    return f"{count} at commit {commits}, {dates}, on one core of: {machines}."
+    return f"{count}: {commits}; {dates}, on one core of: {machines}."
 
 
 # tables of the other runs
@@ -235,7 +244,13 @@ def core_hours(runs, paper):
             else:
                 row[title] = "-"
         rows.append(row)
-    return table(rows) + f"\n\nTogether {total:,.0f} core-hours."
+    missing = sum(
+        (env_id, script) in paper and not groups_of(runs, env_id, script)
+        for env_id in ONE_MILLION_TASKS
+        for script in SCRIPTS
+    )
+    without = f", without the {missing} cells of the paper that Benchmark-1M lacks" if missing else ""
+    return table(rows) + f"\n\nTogether {total:,.0f} core-hours{without}."
 
 
 def ablations_of(env_id, runs):
@@ -300,18 +315,22 @@ states only ANYmal's budget; "about" marks our estimates of the others.
 Every script for 1,000,000 steps, rounded down to whole rollouts, on one core with one thread
 ([one_million.sh](one_million.sh)). Settings are each script's own for the task, and learning rate schedules end with
 the budget. On hopper all use 128 environments: the default of most, 1,024, suits 20M steps and would give only 30
-rollouts. {origin}
+rollouts (REPPO's is 256, SAC's 64, FastTD3's 128). With them PPO's minibatches have 256 steps instead of 2,048, and SAC
+makes half as many updates per step as elsewhere. AHAC is our reading of its paper, not the released code
+([ahac.md](../docs/ahac.md)). {origin}
 
 ![Returns against steps](results/1m.png)
 
-Lines are means over seeds, bands their 95 % bootstrap interval, which for three seeds is nearly their range. Curves are
-means over the last 100 finished episodes, and lag behind the policy.
+Lines are means over seeds, bands their 95 % bootstrap interval, which for two or three seeds is their range. Curves are
+means over the last 100 finished episodes, and lag behind the policy. Environments start together, so many episodes end
+together, and a curve rises in steps: on tasks of 1,000 steps every 64,000 to 128,000.
 
 {final}
 
 ![Returns against minutes on one core](results/1m_minutes.png)
 
-Minutes of training on one core, without start-up and final evaluation; median over seeds:
+Minutes of training on one core, without start-up and final evaluation; median over seeds. ^: a run shared its core with
+other work, so that this is an upper bound.
 
 {minutes}
 
@@ -321,9 +340,10 @@ Steps until the curve reaches half of the paper's return of RPO; median over see
 
 Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all tasks
 and the seeds that have run on every one of them, with three or more seeds also its interval, from a bootstrap that
-resamples seeds within tasks. Reliable: a run whose curve, once above a tenth of the paper's return, never falls below
-0.9 of its highest value so far. Largest drop: of the curve below its highest value so far, in units of the paper's
-return.
+resamples seeds within tasks. Reliable: of the runs whose curve reaches a tenth of the paper's return, those that from
+there on never fall below 0.9 of their highest value so far; on the hand, where a mean of 100 returns has a standard
+error of about 12, noise alone can cause such a fall. Largest drop: of the curve below its highest value so far, in
+units of the paper's return.
 
 {scores}
 
@@ -342,8 +362,9 @@ KL(old policy || new policy) per iteration beside the return, as in figure 1 of 
 ## Ablations of RPO
 
 One million steps of ant ([ablations.sh](ablations.sh)). Effective sample ratio: share of samples that clipping keeps in
-the epochs after the first, or would keep where it is off. Largest ratio: the maximum of an epoch, averaged over the
-epochs after the first. With one epoch both are 1. The table has the extremes over training and seeds.
+the epochs after the first; 1 where it is off. Largest ratio: the maximum of an epoch, averaged over the epochs after
+the first. With one epoch both are 1. The table has the extremes over training and seeds; the IQM of three seeds is
+their mean.
 
 {ablations}
 """

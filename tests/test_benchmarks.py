@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 import envs
 import rpo_continuous as rpo
 from benchmarks import hand_successes
+from benchmarks import run as runner
 from benchmarks.collect import EVALUATION, collect, is_finished
 from benchmarks.events import read_rows
 from benchmarks.provenance import current_commit
@@ -102,6 +103,16 @@ def test_a_run_that_is_still_running_is_not_started_again(tmp_path):
         fcntl.flock(log, fcntl.LOCK_EX)  # as the process of a runner that was killed
         output = run(tmp_path, "--scripts", "rpo", f"--flags={TINY} --total-timesteps 32", expect=1)
     assert "rpo_continuous__hopper__1: another process is already running it" in output
+
+
+@pytest.mark.parametrize("given, expected", [({}, "4"), ({"OMP_NUM_THREADS": "1"}, "1")])
+def test_the_number_of_threads_that_the_user_has_set_counts(given, expected, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(runner.os, "environ", given)
+    monkeypatch.setattr(runner, "current_commit", lambda: "abc1234")
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *args, env, **options: started.append(env))
+    runner.Run("x", "rpo", "hopper", 1, "python rpo_continuous.py", tmp_path, tmp_path).start(4)
+    assert [env["OMP_NUM_THREADS"] for env in started] == [expected]
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(tmp_path):
