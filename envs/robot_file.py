@@ -28,7 +28,8 @@ v: 0.5 sqrt(g h), h the height of the root at the start; two- and four-legged an
 at about that speed (a Froude number v^2 / (g h) of 0.25).
 Termination: o0 < h / 2, or o5 < 0.5 (tilted by 60 degrees).  Time limit: 1000 steps of 0.02 s (substeps: mjcf.py).
 Reset: the file's first keyframe or, without one, its reference pose, where it has a free joint on the ground; noise
-+-0.05 on joint positions, 0 to 0.05 h on the height, +-0.05 rad on hinges of the root, +-0.25 on all velocities.
++-0.05 on joint positions, 0 to 0.05 h on the height, +-0.05 rad on hinges of the root or about each axis of a free one,
++-0.25 on all velocities.
 """
 
 import math

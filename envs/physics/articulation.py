@@ -47,6 +47,7 @@ class Link:
     armature: float = 0.0
     """added to the diagonal of the mass matrix, kg or kg m^2"""
     stiffness: float = 0.0
+    """of the joint spring, N/m or N m/rad; damping: N s/m or N m s/rad"""
     damping: float = 0.0
     target: float = 0.0
     """rest position of the joint spring"""
@@ -65,14 +66,18 @@ class Link:
 
 @dataclass
 class ContactPoint:
-    """A sphere fixed to a link that can touch the ground plane y = 0; radius 0 for the corner of a box."""
+    """A sphere fixed to a link that can touch the ground plane y = 0; radius 0 for a box's corner: see forces.py."""
 
     link: int
     point: tuple
+    """centre of the sphere in the link's frame, m"""
     radius: float
     stiffness: float
+    """N/m"""
     damping: float
+    """N s/m^2: the damper grows with the depth"""
     friction_stiffness: float
+    """N s/m, of a foot that creeps"""
     friction: float
 
 
@@ -85,11 +90,15 @@ class ContactPair:
 
     links: tuple
     centers: tuple
+    """in the frames of the links, m"""
     half_extents: tuple
     radii: tuple
     stiffness: float
+    """N/m"""
     damping: float
+    """N s/m, at full strength from a depth of 1 mm on"""
     friction_stiffness: float
+    """N s/m"""
     friction: float
 
 

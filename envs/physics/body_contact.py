@@ -10,7 +10,8 @@ one contact, where it is deepest.  With depth d, normal n out of the box, and re
 What is smoothed: damping grows over the first millimetre, so the force is continuous at touch-down.  The depth d inside
 a box is not the distance to the nearest face but, with the distances s to all six, (sum of s^-2)^(-1/2): equal to it
 near a face, smaller by 1/sqrt(2) and 1/sqrt(3) where two and three faces are equally near.  The normal is the direction
-in which d falls, which turns smoothly from face to face; in the middle of the box, where it has none, the force fades.
+in which d falls, which turns smoothly from face to face; in the middle of the box, where it has none, the normal force
+fades.
 What is not differentiated: which edges touch (their number sets the stiffness: a cube that lies on a face has eight,
 four of them whole and four upright ones as deep by half), and the branches of friction and damping.
 """

@@ -12,8 +12,9 @@ Ground contact is a penalty force on points sunk d > 0 below the plane y = 0, mo
 
 What is smoothed: the force is continuous at touch-down (both terms vanish with d), at |u_t| = 0 (viscous branch) and
 at a joint limit, where spring and damper start at zero; with limit_damping_depth 0 the damper acts always.
-What is not differentiated: the choice of a branch (touching or not, sticking or sliding, inside or outside a limit);
-the force has a kink there and the gradient is the one of the branch taken.
+What is not differentiated: the choice of a branch (touching or not, sinking or rising, sticking or sliding, inside or
+outside a joint limit, a motor below or at its effort_limit); the force has a kink there and the gradient is the one of
+the branch taken, which at an effort_limit is 0.
 """
 
 import warp as wp
