@@ -232,7 +232,7 @@ def rollout(env, actor, critic, normalizer, num_steps, args):
     Returns the rollout as data, tensors (H, N, ...) without gradients; the returns R (N,) with their graph; and a list
     that the backward pass will fill with the gradients of the H actions u (N, A), the last one first.
     """
-    raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
+    raw_obs = env.detach()  # the graph starts here: what came before belongs to the previous rollout's gradient
     discount, action_grads, steps = torch.ones_like(raw_obs[:, 0]), [], []
     # the loss is - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
     max_norm = args.max_action_grad_norm / (num_steps * len(raw_obs))
@@ -394,7 +394,8 @@ if __name__ == "__main__":
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        for state in checkpoint["cuda_rng"][:1]:  # none on a CPU
+            torch.cuda.set_rng_state(state, device)
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
@@ -512,7 +513,7 @@ if __name__ == "__main__":
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": [torch.cuda.get_rng_state(device)] if use_cuda else []}
         envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:

@@ -399,7 +399,8 @@ if __name__ == "__main__":
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env, "noise": noise}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        for state in checkpoint["cuda_rng"][:1]:  # none on a CPU
+            torch.cuda.set_rng_state(state, device)
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
@@ -499,7 +500,7 @@ if __name__ == "__main__":
         checkpoint = {name: part.state_dict() for name, part in (parts | others).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": [torch.cuda.get_rng_state(device)] if use_cuda else []}
         envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
         del checkpoint  # and with it the copy of the replay buffer
 

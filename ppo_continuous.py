@@ -1,7 +1,7 @@
 """Proximal Policy Optimization (PPO), arXiv 1707.06347. Explained in docs/ppo.md.
 
 The score-function baseline: it needs no derivative of the simulator.  Actions that turned out better than expected
-become more likely, the others less.  Networks and settings are those with which the RPO paper (2508.06214) runs it.
+become more likely, the others less.  Networks and settings follow the RPO paper (2508.06214) and the code that it runs.
 
     1. Roll out H steps in N environments.  A critic estimates the return of a state.  The advantage of an action is how
        much more than that followed it, estimated with GAE(gamma, lambda) (arXiv 1506.02438).
@@ -359,7 +359,8 @@ if __name__ == "__main__":
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        for state in checkpoint["cuda_rng"][:1]:  # none on a CPU
+            torch.cuda.set_rng_state(state, device)
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
@@ -392,7 +393,7 @@ if __name__ == "__main__":
         return_normalizer.update(data["returns"].flatten()[:, None])
         data["targets"] = return_normalizer(data["returns"])
 
-        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        # only now: within an iteration the policy and the critic must see one and the same normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
@@ -473,7 +474,7 @@ if __name__ == "__main__":
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": [torch.cuda.get_rng_state(device)] if use_cuda else []}
         envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:

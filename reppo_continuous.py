@@ -472,7 +472,8 @@ if __name__ == "__main__":
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        for state in checkpoint["cuda_rng"][:1]:  # none on a CPU
+            torch.cuda.set_rng_state(state, device)
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
@@ -535,6 +536,7 @@ if __name__ == "__main__":
                 loss.backward(inputs=[*actor.parameters(), *multipliers.parameters()])
                 actor_norms.append(clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 actor_optimizer.step()
+                clip_grad_norm_(multipliers.parameters(), math.inf, error_if_nonfinite=True)  # not clipped, but checked
                 dual_optimizer.step()
                 stats.append(mb_stats)
                 times.append(time.time())
@@ -590,7 +592,7 @@ if __name__ == "__main__":
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": [torch.cuda.get_rng_state(device)] if use_cuda else []}
         envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:

@@ -25,7 +25,7 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
 
 Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --capture-video    # 5 minutes, two CPU cores
 Train:   python rpo_continuous.py --env-id anymal
-         10M steps, 58 minutes on two CPU cores, return 16,180 (16,390 without noise; two seeds; paper 15,674, 15,873)
+         10M steps, 58 and 99 minutes, two CPU cores: 16,180 (16,390 without noise; two seeds; paper 15,674, 15,873)
 """
 
 import math
@@ -113,7 +113,7 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# tables 3 and 4 of the paper, without go1 and file; it states only ANYmal's budget, the others are our estimates
+# tables 3 and 4 of the paper, without go1 and file, short runs of ours; of the budgets it states only ANYmal's
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "ent_coef": 0.25, "kl_coef": 0.2},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},
@@ -219,7 +219,7 @@ def rollout(env, actor, critic, normalizer, args):
     Returns the rollout as data, tensors (H, N, ...) without gradients; the returns R (N,); and the H actions u (N, A)
     on which R depends.  The rewards include the entropy; "ends" marks the last step of an episode or of the rollout.
     """
-    raw_obs = env.detach()  # the graph starts here: what came before belongs to the last rollout's gradient
+    raw_obs = env.detach()  # the graph starts here: what came before belongs to the previous rollout's gradient
     discount, us, steps = torch.ones_like(raw_obs[:, 0]), [], []
     for t in range(args.num_steps):
         obs = normalizer(raw_obs)
@@ -384,7 +384,8 @@ if __name__ == "__main__":
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        for state in checkpoint["cuda_rng"][:1]:  # none on a CPU
+            torch.cuda.set_rng_state(state, device)
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
@@ -496,7 +497,7 @@ if __name__ == "__main__":
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": [torch.cuda.get_rng_state(device)] if use_cuda else []}
         envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
 
     if rank == 0:

@@ -17,8 +17,8 @@ The off-policy baseline, as the RPO paper (2508.06214) runs it: without a deriva
     alpha            temperature      weight of the entropy; it keeps H = E[ -log pi(a|s) ] near H bar = -A/2
 
 Try:     python sac_continuous.py --env-id hopper --total-timesteps 500000 --capture-video
-Train:   python sac_continuous.py --env-id hopper --total-timesteps 1001472 --learning-rate 5e-4
-         return 1,730 (2,520 without noise; one seed), with large fluctuations
+Train:   python sac_continuous.py --env-id hopper --total-timesteps 1000000 --num-envs 128
+         6 minutes on one CPU core, return 3,980 (4,050 without noise; one seed)
 """
 
 import copy
@@ -105,7 +105,8 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# appendix G.1 of the RPO paper, which runs SAC on two tasks; the others have the defaults above, and more updates
+# The RPO paper runs SAC on two tasks: n, learning rate and tau are those of its table 7, updates and batch those of the
+# code that it runs, the budgets our estimates.  The other tasks have the defaults above, and more updates.
 PAPER = {"total_timesteps": 10_000_000, "num_updates": 8, "batch_size": 2048}
 TASK_DEFAULTS = {
     "anymal": PAPER | {"num_envs": 128, "num_nsteps": 10, "learning_rate": 2e-3, "tau": 0.6},
@@ -386,7 +387,8 @@ if __name__ == "__main__":
     if checkpoint and world_size == 1 and checkpoint["process"] == [1, device.type, args.seed]:  # goes on exactly
         envs.restore({"env": env}, checkpoint)
         torch.set_rng_state(checkpoint["rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        for state in checkpoint["cuda_rng"][:1]:  # none on a CPU
+            torch.cuda.set_rng_state(state, device)
     elif checkpoint or rank > 0:  # new episodes and new noise; only the networks are the same in all processes
         torch.manual_seed(hash((start, seed)) % 2**32)
         env.reset(seed=torch.initial_seed())
@@ -492,7 +494,7 @@ if __name__ == "__main__":
         checkpoint = {name: part.state_dict() for name, part in (parts | {"env": env, "replay": replay}).items()}
         checkpoint |= {"script": os.path.basename(__file__), "args": asdict(args)}
         checkpoint |= {"iteration": iteration, "episodes": [*episodes], "process": [world_size, device.type, args.seed]}
-        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if use_cuda else []}
+        checkpoint |= {"rng": torch.get_rng_state(), "cuda_rng": [torch.cuda.get_rng_state(device)] if use_cuda else []}
         envs.save_checkpoint(checkpoint, run_dir)  # there is never half a checkpoint
         del checkpoint  # and with it the copy of the replay buffer
 

@@ -101,7 +101,7 @@ def _check_progress(checkpoint):
     except (TypeError, RuntimeError) as error:
         raise ValueError("rng: expected the state of torch's random numbers, got something else") from error
     states, on_cpu = checkpoint["cuda_rng"], checkpoint["process"][1] == "cpu"
-    if on_cpu and states or any(type(x) is not torch.Tensor or x.dtype != torch.uint8 for x in states):
+    if on_cpu == bool(states) or any(type(x) is not torch.Tensor or x.dtype != torch.uint8 for x in states):
         raise ValueError(f"cuda_rng: expected {'no' if on_cpu else 'the'} states of random numbers, got something else")
 
 

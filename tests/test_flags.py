@@ -320,6 +320,7 @@ WRONG = [
     ("rpo", "args/env_id", "ant", "actor: trunk.0.weight: expected (400, 37)"),
     ("rpo", "episodes", [[1.0]], "episodes: expected pairs of a return and a length, got list"),
     ("rpo", "process", [1], "process: expected number, device and seed, got list"),
+    ("rpo", "process", [1, "cuda", 1], "cuda_rng: expected the states of random numbers"),
     ("rpo", "env", None, "env: expected dict, got nothing"),
     ("rpo", "env/joint_q", None, "env: state"),
     ("rpo", "env/generator", torch.zeros(3), "env: state"),
