@@ -653,6 +653,7 @@ def statements(script):
     source = path(script).read_text().replace("rollout_size", "args.batch_size")
     source = re.sub(r'\n +replay.data\["truncated"\].*', "", source)  # and beside new episodes it closes the old ones
     source = source.replace('{"env": env, "noise": noise}, checkpoint', '{"env": env}, checkpoint')  # FastTD3
+    source = re.sub(r"\n +noise.redraw\(torch.ones_like.*", "", source)  # which draws the noise of an episode once
     for counted_in_steps, counted_in_iterations in AHAC.items() if script == "ahac" else ():
         assert counted_in_steps in source
         source = source.replace(counted_in_steps, counted_in_iterations)
