@@ -5,12 +5,11 @@ steps is misleading.
 
     1. Roll out H steps in N environments.
     2. Backpropagate the return R into the policy, and take one step.  Discard the rollout.
-    3. Measure the stiffness of the dynamics.  Its dual variable rises above a limit and falls below it; H falls while
-       the dual variable is positive, and rises while it is negative: dual ascent on a constraint.
+    3. Measure the stiffness of the dynamics.  H falls while the dual variable of its limit is positive, else it rises.
     4. Fit two critics to TD(lambda) targets until their loss stops falling.  The smaller one is used.
 
     paper            code            meaning
-    s, a, r          obs, action     normalised observation, action = tanh(u), reward
+    s, a, r          obs, tanh(u)    normalised observation, action, reward
     pi_theta         u               u = mu + sigma eps, eps ~ N(0, 1)
     H                horizon         a real number; a rollout has it rounded
     c                stiffness       mean norm of J^T v: v random signs, J = d(q', qd') / d(q, qd) of one step

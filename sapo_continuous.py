@@ -104,16 +104,16 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# table 3 of the RPO paper; it states a budget for ANYmal only, the others are our estimates
+# table 3 of the RPO paper, which has the first five tasks and a budget for ANYmal only; the others are our estimates
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "alpha": 1.0},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 1.0},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128, "alpha": 1.0},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64, "alpha": 1.0},
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64, "alpha": 0.005},
-    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1.0},  # not in the paper
-    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1.0},  # not in the paper
-    "go1": {"total_timesteps": 1_500_000, "num_envs": 128, "alpha": 1.0},  # not in the paper
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1.0},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 128, "alpha": 1.0},
+    "go1": {"total_timesteps": 1_500_000, "num_envs": 128, "alpha": 1.0},
     "file": {"total_timesteps": 5_000_000, "num_envs": 128, "alpha": 1.0},  # any robot's
 }
 TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: no limit

@@ -93,16 +93,16 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# the RPO paper states a budget for ANYmal only, the others are our estimates
+# the RPO paper has the first five tasks and states a budget for ANYmal only; the others are our estimates
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128},
     "anymal": {"total_timesteps": 10_000_000, "num_envs": 128},
     "humanoid": {"total_timesteps": 10_000_000, "num_envs": 64},
     "hand_reorient": {"total_timesteps": 4_096_000, "num_envs": 64},
-    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},  # not in the paper
-    "cartpole": {"total_timesteps": 500_000, "num_envs": 128},  # not in the paper
-    "go1": {"total_timesteps": 1_500_000, "num_envs": 128},  # not in the paper
+    "cheetah": {"total_timesteps": 5_000_000, "num_envs": 128},
+    "cartpole": {"total_timesteps": 500_000, "num_envs": 128},
+    "go1": {"total_timesteps": 1_500_000, "num_envs": 128},
     "file": {"total_timesteps": 5_000_000, "num_envs": 128},  # any robot's
 }
 TASK_DEFAULTS["hand_reorient"] |= {"max_action_grad_norm": 1.0}  # the paper: no limit
