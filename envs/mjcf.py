@@ -6,10 +6,11 @@ MuJoCo's own parser compiles the file (`pip install mujoco`); its arrays become 
                  armature, damping, stiffness; motors, position and velocity servos with gear and a symmetric clamp of
                  the force; gravity; friction coefficients as MuJoCo combines them with those of the ground
     approximate  joint limits and contact are springs and dampers, see Contact; a box touches the ground with its
-                 corners, a mesh with those of its bounding box, a capsule with its ends; the clamp of a servo's force
-                 acts on the joint's own spring too
+                 corners, a mesh with those of its bounding box, a capsule with its ends; the clamp of an actuator's
+                 force acts on the joint's own spring too
     left out     with a warning that counts them: LEFT_OUT below
-    refused      unless the caller lists them in `ignore`: REFUSED below; without them it would be another robot
+    refused      unless the caller lists them in `ignore`: REFUSED below; without them it would be another robot.
+                 A ball joint is always refused
 
 The file's solver, integrator, solref and solimp are not used.  The ground is the plane z = 0 of the file, y = 0 here.
 
@@ -33,11 +34,13 @@ is a joint without the inertia of its motor: a file that has no armature needs `
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
 from envs.physics import FIXED, FREE, PRISMATIC, REVOLUTE, Z_UP, Articulation, Box, Capsule, ContactPoint, Link
+from envs.physics.arguments import positive_number, shown, truth
 
 try:
     import mujoco
@@ -46,7 +49,9 @@ except ImportError:  # optional
 
 TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # world axes of the file -> ours
 UP = (Z_UP[3], *Z_UP[:3])  # the same as a quaternion wxyz
-KINDS = {"FREE": FREE, "SLIDE": PRISMATIC, "HINGE": REVOLUTE, "BALL": FIXED}  # a ball joint that is ignored is welded
+KINDS = {"FREE": FREE, "SLIDE": PRISMATIC, "HINGE": REVOLUTE}
+# flags of <option> that turn off what a robot moves by
+PHYSICS = ("CONSTRAINT", "CONTACT", "LIMIT", "PASSIVE", "SPRING", "DAMPER", "GRAVITY", "CLAMPCTRL", "ACTUATION")
 
 REFUSED = (
     "ball joint",
@@ -61,6 +66,7 @@ REFUSED = (
     "spring or damper that is not linear",
     "flexible body",
     "ground that is not the plane z = 0",
+    "disabled part of the physics",
 )
 LEFT_OUT = (
     "friction in a joint",
@@ -71,6 +77,9 @@ LEFT_OUT = (
     "control without a range, taken as -1 to 1",
     "force clamp that is not symmetric",
 )
+
+
+IGNORABLE = tuple(name for name in REFUSED if name != "ball joint")
 
 
 @dataclass
@@ -100,7 +109,7 @@ def unsupported(path):
 class Robot:
     """A file as articulation and actuation, its start pose, and its state in MuJoCo's coordinates.
 
-    ignore: names in REFUSED that may be left out; they are counted in the warning.
+    ignore: names in REFUSED, but for the ball joint, that may be left out; they are counted in the warning.
     floating: give the root body a free joint where the file welds it to the world (most URDF files do).
     penetration [m], time_constant [s], limit_give [rad or, for a slide, m]: see above.
     min_armature: hinges with less armature get this much, kg m^2.
@@ -110,14 +119,13 @@ class Robot:
     def __init__(
         self, path, ignore=(), floating=False, penetration=0.01, time_constant=0.05, limit_give=0.1, min_armature=0.0
     ):
-        if unknown := set(ignore) - set(REFUSED):
-            raise ValueError(f"ignore: expected names among {', '.join(REFUSED)}, got {', '.join(sorted(unknown))}")
+        _check_names(ignore)
         for name, value in (("penetration", penetration), ("time_constant", time_constant), ("limit_give", limit_give)):
-            if not 0.0 < value < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, got {value}")
-        if not 0.0 <= min_armature < math.inf:
-            raise ValueError(f"min_armature: expected a number of at least 0, got {min_armature}")
-        self.path, self.model, self.limit_give = str(path), _compile(path, floating), limit_give
+            positive_number(name, value)
+        if not isinstance(min_armature, Real) or not 0.0 <= min_armature < math.inf:
+            raise ValueError(f"min_armature: expected a number of at least 0, got {shown(min_armature)}")
+        self.path, self.limit_give = str(path), limit_give
+        self.model = _compile(path, truth("floating", floating))
         self._report(ignore)
         hinges = self.model.jnt_dofadr[self.model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE]
         self.model.dof_armature[hinges] = np.maximum(self.model.dof_armature[hinges], min_armature)
@@ -134,6 +142,8 @@ class Robot:
     def _build(self):
         tree = _Links(self.model)
         self.links, self.link_of, self.shift = tree.links, tree.link_of, tree.shift
+        if not self.links:
+            raise ValueError(f"path: expected a robot with a joint, got none in {self.path!r}")
         _add_motors(self.model, self.links)
         self.actuation = _actuation(self.model)
         self.contacts = _contacts(self.model, self.link_of, self.shift, self.ground)
@@ -193,7 +203,8 @@ class Robot:
         refused = {name: count for name, count in found.items() if name in REFUSED and name not in ignore}
         if refused:
             expected = f"{self.path}: expected a robot without {_listed(refused)}"
-            raise ValueError(f"{expected}; ignore=({', '.join(map(repr, refused))},) leaves them out")
+            names = ", ".join(repr(name) for name in refused if name in IGNORABLE)
+            raise ValueError(expected + (f"; ignore=({names},) leaves them out" if names else ""))
         if found:
             warnings.warn(f"{self.path}: left out: {_listed(found)}", stacklevel=3)
 
@@ -276,19 +287,33 @@ class _Links:
 
     link_of: {body: index of its last link}, -1 for what is welded to the world.
     shift: {body: origin of that link's frame in the body's}: a link's frame is at its joint.
+    fixed: {body: place and orientation (wxyz) in the file's world} of what is welded to it.
     """
 
     def __init__(self, model):
         self.model, self.links = model, []
         self.link_of, self.shift = {0: -1}, {0: np.zeros(3)}
+        self.fixed = {0: (np.zeros(3), np.array([1.0, 0.0, 0.0, 0.0]))}
         for body in range(1, model.nbody):
             self._add(body)
 
-    def _add(self, b):
+    def _pose(self, b):
+        """Place and orientation of a body in its parent's link or, on what is welded to the world, in the world."""
         m, above = self.model, self.model.body_parentid[b]
-        parent, quat, pos = self.link_of[above], m.body_quat[b], m.body_pos[b] - self.shift[above]
-        if parent < 0:
-            quat, pos = _product(UP, quat), TO_Y_UP @ pos
+        if above not in self.fixed:
+            return m.body_pos[b] - self.shift[above], m.body_quat[b]
+        place, quat = self.fixed[above]
+        pos, quat = place + _rotate(quat, m.body_pos[b]), _product(quat, m.body_quat[b])
+        if not _moves(m, b):
+            self.fixed[b] = pos, quat
+        return TO_Y_UP @ pos, _product(UP, quat)
+
+    def _add(self, b):
+        m, parent = self.model, self.link_of[self.model.body_parentid[b]]
+        pos, quat = self._pose(b)
+        if not _moves(m, b):
+            self.link_of[b], self.shift[b] = -1, np.zeros(3)
+            return
         origin = np.zeros(3)  # of the latest link's frame, in the body's
         joints = range(m.body_jntadr[b], m.body_jntadr[b] + m.body_jntnum[b])
         for j in joints:
@@ -339,7 +364,8 @@ def _add_motors(m, links):
     """The springs, dampers and clamps of servos, added to the joints' own."""
     moving = iter([link for link in links if link.joint in (PRISMATIC, REVOLUTE)])
     link_of_joint = {j: next(moving) for j in range(m.njnt) if m.jnt_type[j] in _hinges_and_slides()}
-    clamps = {j: [max(abs(m.jnt_actfrcrange[j]))] for j in link_of_joint if m.jnt_actfrclimited[j]}
+    driven = {j for _, j, _ in _on_joints(m)} | set(_motorised(m))  # the clamp is one of actuators, not of springs
+    clamps = {j: [max(abs(m.jnt_actfrcrange[j]))] for j in driven if m.jnt_actfrclimited[j]}
     forces = {}  # {joint: largest forces of its actuators}
     for a, j, gear in _on_joints(m):
         link, q0 = link_of_joint[j], m.qpos0[m.jnt_qposadr[j]]
@@ -410,7 +436,7 @@ def _planes(m):
 
 def _friction(m, g, planes):
     """The coefficient of geom g on the ground as MuJoCo combines it, or None if it does not touch the ground."""
-    if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE:
+    if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE or _excluded(m, 0, m.geom_bodyid[g]):
         return None
     for pair in range(m.npair):
         both = {m.pair_geom1[pair], m.pair_geom2[pair]}
@@ -431,6 +457,11 @@ def _friction(m, g, planes):
 def _material(m, g):
     mu, dim = m.geom_friction[g, 0], m.geom_condim[g]
     return m.geom_contype[g], m.geom_conaffinity[g], m.geom_priority[g], mu, dim
+
+
+def _excluded(m, a, b):
+    """Whether the file excludes contact between two bodies."""
+    return any((int(low) << 16) + int(high) in m.exclude_signature for low, high in ((a, b), (b, a)))
 
 
 def _moves(m, body):
@@ -559,7 +590,14 @@ def _refused(m):
         "spring or damper that is not linear": sum(np.any(getattr(m, name, 0.0)) for name in polynomials),
         "flexible body": getattr(m, "nflex", 0),
         "ground that is not the plane z = 0": sum(not _is_ground(m, g) for g in planes),
+        "disabled part of the physics": _disabled(m),
     }
+
+
+def _disabled(m):
+    """How many of these flags the file sets; groups of actuators that are off count as one."""
+    flags = [bit for bit in _codes(mujoco.mjtDisableBit, *PHYSICS) if m.opt.disableflags & bit]
+    return len(flags) + int(getattr(m.opt, "disableactuator", 0) != 0)
 
 
 def _has_force(m, t):
@@ -578,9 +616,11 @@ def _left_out(m):
     touching = [g for g in range(m.ngeom) if _friction(m, g, planes) is not None and _moves(m, m.geom_bodyid[g])]
     without_points = [g for g in touching if not _touching_points(m, g)]
     collides = (m.geom_contype != 0) | (m.geom_conaffinity != 0)
-    still = [g for g in range(m.ngeom) if collides[g] and not _moves(m, m.geom_bodyid[g])]
+    listed = {*m.pair_geom1, *m.pair_geom2}
+    still = [g for g in range(m.ngeom) if (collides[g] or g in listed) and not _moves(m, m.geom_bodyid[g])]
     unbounded = [a for a, j, gear in _on_joints(m) if not m.actuator_ctrllimited[a] and not _has_bounds(m, a, j)]
-    lopsided = [a for a in range(m.nu) if m.actuator_forcelimited[a] and abs(m.actuator_forcerange[a].sum()) > 1e-9]
+    clamps = [m.actuator_forcerange[a] for a in range(m.nu) if m.actuator_forcelimited[a]]
+    clamps += [m.jnt_actfrcrange[j] for j in {j for _, j, _ in _on_joints(m)} if m.jnt_actfrclimited[j]]
     return {
         "friction in a joint": (m.dof_frictionloss > 0.0).sum(),
         "damping or armature of a free joint": sum(m.dof_damping[d] > 0.0 or m.dof_armature[d] > 0.0 for d in free),
@@ -588,7 +628,7 @@ def _left_out(m):
         "contact with another shape of the world": sum(m.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE for g in still),
         "contact of a cylinder, ellipsoid or field": len(without_points),
         "control without a range, taken as -1 to 1": len(unbounded),
-        "force clamp that is not symmetric": len(lopsided),
+        "force clamp that is not symmetric": sum(abs(clamp.sum()) > 1e-9 for clamp in clamps),
     }
 
 
@@ -598,17 +638,25 @@ def _has_bounds(m, a, j):
 
 
 def _pairs_of_bodies(m, collides):
-    """Pairs of moving bodies whose geoms touch each other in the file; parent and child do not."""
+    """Pairs of moving bodies whose geoms touch each other in the file; parent and child only if it lists them."""
     moving = [g for g in range(m.ngeom) if collides[g] and _moves(m, m.geom_bodyid[g])]
-    pairs = set()
+    bodies = [m.body_weldid[m.geom_bodyid[list(pair)]] for pair in zip(m.pair_geom1, m.pair_geom2)]
+    pairs = {(int(min(pair)), int(max(pair))) for pair in bodies if min(pair) > 0}
     for k, g in enumerate(moving):
         for h in moving[:k]:
             meet = m.geom_contype[g] & m.geom_conaffinity[h] or m.geom_contype[h] & m.geom_conaffinity[g]
             a, b = sorted((m.body_weldid[m.geom_bodyid[g]], m.body_weldid[m.geom_bodyid[h]]))
             related = a == b or a == m.body_weldid[m.body_parentid[b]]
-            if meet and not related:
+            if meet and not related and not _excluded(m, m.geom_bodyid[g], m.geom_bodyid[h]):
                 pairs.add((int(a), int(b)))
     return pairs
+
+
+def _check_names(ignore):
+    names = [] if isinstance(ignore, str) else [*ignore]
+    unknown = [ignore] if isinstance(ignore, str) else [name for name in names if name not in IGNORABLE]
+    if unknown:
+        raise ValueError(f"ignore: expected a tuple of names among {', '.join(IGNORABLE)}, got {shown(unknown[0])}")
 
 
 def _codes(enum, *names):

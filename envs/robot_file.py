@@ -65,13 +65,7 @@ def _task(path, modified):
     root = _root_joints(robot)
     joints = [link for link in robot.links[len(root) :] if link.joint in (PRISMATIC, REVOLUTE)]
     height, num_actions = float(_root_place(robot)[1]), len(robot.actuation.names)
-    if num_actions == 0:
-        expected = "path: expected a robot with actuators, or with joints that have an actuatorfrcrange (URDF: effort)"
-        raise ValueError(f"{expected}, got none in {path!r}")
-    if height <= 0.0:
-        raise ValueError(
-            f"path: expected a robot whose root starts above the ground, got one at {height} m in {path!r}"
-        )
+    _check(path, robot, height)
     attributes = {
         "robot": robot,
         "articulation": robot.articulation,
@@ -89,13 +83,27 @@ def _task(path, modified):
     return type("RobotFile", (RobotFile,), attributes)
 
 
+def _check(path, robot, height):
+    """Raise ValueError for a robot that cannot learn to walk."""
+    if len(robot.actuation.names) == 0:
+        expected = "path: expected a robot with actuators, or with joints that have an actuatorfrcrange (URDF: effort)"
+        raise ValueError(f"{expected}, got none in {path!r}")
+    if height <= 0.0:
+        raise ValueError(
+            f"path: expected a robot whose root starts above the ground, got one at {height} m in {path!r}"
+        )
+    if not robot.articulation.gravity[1] < 0.0:
+        got = tuple(robot.model.opt.gravity.tolist())
+        raise ValueError(f"path: expected gravity that points down (its z below 0), got {got} in {path!r}")
+
+
 def _root_joints(robot):
     """The links of the joints that move the root: one free joint, or slides and then hinges."""
     root = robot.links[: robot.model.body_jntnum[_root_body(robot)]]
     kinds = [link.joint for link in root]
     in_a_plane = PRISMATIC in kinds and set(kinds) <= {PRISMATIC, REVOLUTE} and kinds == sorted(kinds)
     if len(robot.articulation.roots) > 1 or not (kinds == [FREE] or in_a_plane):
-        names = ", ".join(link.name for link in robot.articulation.roots)
+        names = ", ".join(link.name or "a body without a name" for link in robot.articulation.roots)
         expected = "path: expected one robot whose root has a free joint, or slides and then hinges"
         raise ValueError(f"{expected}, got {names} in {robot.path!r}")
     return root

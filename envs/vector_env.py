@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.physics import (
+    FREE,
     Simulator,
     check_numbers,
     check_tensor,
@@ -22,6 +23,7 @@ from envs.physics import (
     truth,
     whole_number,
 )
+from envs.physics.articulation import NUM_COORDS
 from envs.render import Renderer
 
 LARGEST_SEED = 2**64 - 1
@@ -193,11 +195,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         Raises RuntimeError before the first reset and after close, ValueError or TypeError for a wrong action.  On CUDA
         the error for NaN in an action comes with the next detach(): until then its environment has diverged.
         """
-        self._check_step(action)
+        has_nan = self._check_step(action)
         self._draw_noise()
         action = action.clamp(-1.0, 1.0).contiguous()  # torch's sums depend on the layout in the last bits
         self.joint_q, self.joint_qd, diverged = self.simulator.step(self.joint_q, self.joint_qd, self.actuate(action))
-        self.last_action = action
+        self.last_action, diverged = action, diverged | has_nan  # a motor's clamp would turn NaN into its limit
         self._restart(diverged)  # at once: nothing below could be computed from a state that has blown up
         final_obs = self._observe()
         reward = torch.where(diverged, 0.0, self.reward(final_obs, action))
@@ -281,6 +283,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         for name, value in (("joint_q", joint_q), ("joint_qd", joint_qd)):
             check_tensor(name, value, self.simulator.shapes[name], device=self.device)
             check_numbers(name, value)
+        self._check_orientations("joint_q", joint_q)
         self.joint_q, self.joint_qd = (x.clone(memory_format=torch.contiguous_format) for x in (joint_q, joint_qd))
 
     @_of_an_open_environment
@@ -296,6 +299,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         given = {"friction": friction, "mass_scale": mass_scale, "motor_strength": motor_strength}
         given |= {"stiffness": stiffness, "damping": damping}
+        for name, factor in given.items():
+            if name in self.randomize and isinstance(factor, torch.Tensor) and factor.requires_grad:
+                expected = "a factor without a gradient, as randomize draws it anew for every episode"
+                raise ValueError(f"{name}: expected {expected}, got one that requires a gradient")
         check = self.simulator.parameters.check
         self.simulator.set_parameters({name: check(name, x) for name, x in given.items() if x is not None})
 
@@ -470,19 +477,33 @@ class VectorEnv(gymnasium.vector.VectorEnv):
                 raise ValueError(*error.args) from error
             any_sign = like.is_floating_point() and name not in self.simulator.parameters.sizes
             check_numbers(f"state[{name!r}]", state[name], at_least=-math.inf if any_sign else 0)
+        self._check_orientations("state['joint_q']", state["joint_q"])
         try:
             torch.Generator(self.device).set_state(state["generator"].cpu())
         except (AttributeError, RuntimeError, TypeError) as error:
             expected = f"that of a generator on {self.device.type}"
             raise ValueError(f"state['generator']: expected {expected}, got another kind of device") from error
 
+    def _check_orientations(self, name, joint_q):
+        """Refuse quaternions of free joints that are no orientations; small steps of a finite difference may pass."""
+        links = self.articulation.links
+        ends = np.cumsum([NUM_COORDS[link.joint] for link in links])
+        for end in (end for end, link in zip(ends, links) if link.joint == FREE):
+            bad = (joint_q[:, end - 4 : end].norm(dim=1) - 1.0).abs() > 0.1
+            if bad.any():
+                expected = f"quaternions of length 1 in coordinates {end - 4} to {end - 1}"
+                rows = str(bad.nonzero().flatten().tolist()[:8])[1:-1]
+                raise ValueError(f"{name}: expected {expected}, got others in environment(s) {rows}")
+
     def _check_step(self, action):
-        """Before a step: that there is a state, and what is wrong with the action."""
+        """Before a step: that there is a state, and what is wrong with the action. Returns the rows with NaN (N,)."""
         self._check_has_state()
         check_tensor("action", action, (self.num_envs, self.num_actions), device=self.device)
-        self.nan_actions = self.nan_actions | action.isnan().any(dim=1)
+        has_nan = action.isnan().any(dim=1)
+        self.nan_actions = self.nan_actions | has_nan
         if not action.is_cuda:  # there the host would wait for the GPU at every step
             self._refuse_nan_actions()
+        return has_nan
 
     def _refuse_nan_actions(self):
         if self.nan_actions.any():

@@ -89,6 +89,12 @@ def test_watching_and_filming_change_nothing(tmp_path):
     assert all(torch.equal(x, y) for x, y in zip(results, expected))
 
 
+def test_an_environment_that_renders_all_its_pictures_is_filmed_too(tmp_path):
+    env = envs.make("cartpole", num_envs=2, max_episode_steps=4, render_mode="rgb_array")
+    envs.evaluate(env, lambda obs: torch.zeros(2, 1), seed=1, video=tmp_path / "film")
+    assert len([*tmp_path.glob("film.*")]) == 1
+
+
 def test_the_film_shows_every_second_step_of_environment_0(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     env = envs.make("hopper", 2, max_episode_steps=60)

@@ -356,6 +356,7 @@ CASES = {
     "spring or damper that is not linear": {"joint": 'damping="1 2"'},
     "flexible body": {"world": '<flexcomp name="f" type="grid" count="2 2 1" spacing="0.1 0.1 0.1" dim="2" mass="1"/>'},
     "ground that is not the plane z = 0": {"world": '<geom type="plane" size="1 1 1" pos="0 0 0.1"/>'},
+    "disabled part of the physics": {"top": '<option><flag gravity="disable"/></option>'},
     "friction in a joint": {"joint": 'frictionloss="0.1"'},
     "damping or armature of a free joint": {"joint": 'type="free" damping="1"'},
     "contact between two bodies": {"inside": BODY.format(BODY.format(""))},
@@ -383,8 +384,12 @@ def test_what_would_be_another_robot_is_refused_by_name(write, name):
     path = write(plain(**CASES[name]))
     with pytest.raises(ValueError, match=f"expected a robot without {name} \\([0-9]+\\)"):
         mjcf.load(path)
+    if name not in mjcf.IGNORABLE:  # without it MuJoCo's coordinates would not be ours
+        with pytest.raises(ValueError, match=f"expected a robot without {name} \\([0-9]+\\)$"):
+            mjcf.load(path, ignore=mjcf.IGNORABLE)
+        return
     with pytest.warns(UserWarning, match=f"left out: .*{name} \\([0-9]+\\)"):
-        robot = mjcf.Robot(path, ignore=mjcf.REFUSED)
+        robot = mjcf.Robot(path, ignore=mjcf.IGNORABLE)
     Simulator(robot.articulation, 1, 0.01, 1, 1)  # what is left can be simulated
 
 
@@ -394,6 +399,77 @@ def test_what_is_left_out_is_counted(write, name):
     assert mjcf.unsupported(path) == {name: {"damping or armature of a free joint": 6}.get(name, 1)}
     with pytest.warns(UserWarning, match="left out: "):
         mjcf.load(path)
+
+
+@pytest.mark.parametrize("flag", ("contact", "constraint", "limit", "spring", "clampctrl", "actuation"))
+def test_a_file_that_turns_physics_off_is_refused(write, flag):
+    path = write(plain(top=f'<option><flag {flag}="disable"/></option>', end=MOTOR))
+    assert mjcf.unsupported(path) == {"disabled part of the physics": 1}
+    assert mjcf.unsupported(write(plain(top='<option actuatorgroupdisable="0"/>', end=MOTOR))) != {}
+
+
+PAIRS = """<mujoco><worldbody><body pos="0 0 1"><freejoint/><geom name="trunk" size="0.1" {quiet}/>
+<body pos="0.3 0 0"><joint/><geom name="a" size="0.1" {quiet}/></body>
+<body name="b" pos="-0.3 0 0"><joint/><geom name="b" size="0.1" {quiet}/></body></body>{world}</worldbody>
+<contact>{contact}</contact></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    "quiet, world, contact, name",
+    [
+        ('contype="0" conaffinity="0"', "", '<pair geom1="a" geom2="b"/>', "contact between two bodies"),
+        ("", "", "", "contact between two bodies"),
+        (
+            'contype="0" conaffinity="0"',
+            '<geom name="w" size="0.1" contype="0" conaffinity="0"/>',
+            '<pair geom1="a" geom2="w"/>',
+            "contact with another shape of the world",
+        ),
+    ],
+)
+def test_contacts_that_a_file_lists_are_counted(write, quiet, world, contact, name):
+    assert mjcf.unsupported(write(PAIRS.format(quiet=quiet, world=world, contact=contact))) == {name: 1}
+
+
+def test_contacts_that_a_file_excludes_are_not_there(write):
+    text = PAIRS.format(quiet="", world="", contact="{}").replace('<body pos="0.3', '<body name="a" pos="0.3')
+    path = write(text.format('<exclude body1="b" body2="a"/><exclude body1="world" body2="a"/>'))
+    assert mjcf.unsupported(path) == {}
+    assert [contact.link for contact in mjcf.Robot(path).contacts] == [0, 2]
+
+
+def test_the_clamp_of_a_joints_motors_is_none_of_its_spring(write):
+    joints = 'stiffness="100" actuatorfrcrange="-1 1"'
+    with_motor = quiet(write(plain(joint=joints, end=MOTOR)))
+    other = BODY.format("").replace("<joint/>", '<joint name="k"/>')
+    without = quiet(write(plain(joint=joints, inside=other, end=MOTOR.replace('"j"', '"k"'))))
+    assert [link.effort_limit for link in with_motor.links] == [1.0]
+    assert [link.effort_limit for link in without.links] == [np.inf, np.inf]
+    path = write(plain(joint='actuatorfrcrange="-1 50"', end=MOTOR))
+    assert mjcf.unsupported(path) == {"force clamp that is not symmetric": 1}
+
+
+POST = """<mujoco><worldbody>
+<body name="post" pos="1 2 0" euler="0 0 30"><geom size="0.1" contype="0" conaffinity="0"/>
+<body pos="0.5 0 1" euler="20 0 0">{joint}<geom type="capsule" size="0.05 0.2" mass="2"/>
+<body name="leg" pos="0 0 0.5"><joint axis="0 1 0"/><geom type="box" size="0.1 0.05 0.02" pos="0.1 0 0" mass="1"/>
+</body></body></body></worldbody></mujoco>"""
+
+
+def test_what_is_welded_to_the_world_is_no_link(write):
+    robot = quiet(write(POST.format(joint='<joint axis="1 0 0" pos="0 0 0.1"/>')))
+    assert robot.link_of == {0: -1, 1: -1, 2: 0, 3: 1} and len(robot.links) == 2
+    articulation = without_constraints(robot)
+    for seed in range(3):
+        data = state(robot, seed)
+        mujoco.mj_forward(robot.model, data)
+        ours, poses = our_acceleration(robot, articulation, data)
+        assert np.allclose(ours, data.qacc, rtol=0.0, atol=1e-4 * np.abs(data.qacc).max())
+        assert np.allclose(poses[1, :3], mjcf.TO_Y_UP @ data.xpos[3], atol=1e-5)
+    marked = BALL.format(ground='<body name="marker"><geom size="0.1" contype="0" conaffinity="0"/></body>', ball="")
+    assert quiet(write(marked)).articulation.floats
+    with pytest.raises(ValueError, match="path: expected a robot with a joint, got none"):
+        quiet(write('<mujoco><worldbody><body><geom size="0.1"/></body></worldbody></mujoco>'))
 
 
 def test_a_plain_file_leaves_nothing_out(write):
@@ -408,7 +484,11 @@ def test_a_plain_file_leaves_nothing_out(write):
     "options, words",
     [
         ({"path": "nowhere.xml"}, ["path", "'nowhere.xml'", "not there"]),
-        ({"ignore": ("wheels",)}, ["ignore", "ball joint", "got wheels"]),
+        ({"ignore": ("wheels",)}, ["ignore", "fluid", "got 'wheels'"]),
+        ({"ignore": ("ball joint",)}, ["ignore", "fluid", "got 'ball joint'"]),
+        ({"ignore": "fluid"}, ["ignore", "a tuple of names", "got 'fluid'"]),
+        ({"penetration": "0.01"}, ["penetration", "'0.01'"]),
+        ({"min_armature": None}, ["min_armature", "at least 0", "None"]),
         ({"penetration": 0.0}, ["penetration", "above 0", "0.0"]),
         ({"time_constant": float("nan")}, ["time_constant", "nan"]),
         ({"limit_give": -1.0}, ["limit_give", "-1.0"]),

@@ -18,6 +18,19 @@ def test_detach_tells_of_nan_actions_that_a_step_did_not_wait_for():
     env.detach()  # told once
 
 
+@pytest.mark.parametrize("env_id", ["ant", "go1"])
+def test_an_environment_whose_action_is_nan_has_diverged_until_it_is_told(env_id, monkeypatch):
+    """As on CUDA, where a step does not wait: also where a motor's clamp makes a number of NaN."""
+    env = envs.make(env_id, num_envs=3)
+    env.reset()
+    monkeypatch.setattr(env, "_refuse_nan_actions", lambda: None)
+    action = torch.zeros(3, env.num_actions)
+    action[1, 0] = torch.nan
+    obs, reward, terminated, _, infos = env.step(action)
+    assert terminated.tolist() == [False, True, False] and infos["diverged"] == 1 and reward[1] == 0.0
+    assert all(x.isfinite().all() for x in (obs, reward, infos["final_obs"], infos["episode"]["r"]))
+
+
 def closed(env):
     env.close()
     return env
@@ -37,6 +50,58 @@ def test_cuda_gets_its_index(monkeypatch):
     with pytest.raises(ValueError, match="device: expected an index below 2, got 'cuda:2'"):
         resolve_device("cuda:2")
     assert resolve_device("cuda") == torch.device("cuda:1") and resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0, -1.0])
+def test_an_orientation_has_length_one(factor):
+    env = envs.make("ant", num_envs=2)
+    env.reset()
+    wrong = env.joint_q.clone()
+    wrong[1, 3:7] *= factor
+    state = env.state_dict() | {"joint_q": wrong}
+    expected = "expected quaternions of length 1 in coordinates 3 to 6, got others in environment\\(s\\) 1"
+    if factor == -1.0:  # the same orientation
+        env.set_state(wrong, env.joint_qd)
+        env.load_state_dict(state)
+        return
+    with pytest.raises(ValueError, match=f"^joint_q: {expected}"):
+        env.set_state(wrong, env.joint_qd)
+    with pytest.raises(ValueError, match=f"^state\\['joint_q'\\]: {expected}"):
+        env.load_state_dict(state)
+
+
+def test_a_drawn_factor_is_not_one_to_differentiate():
+    env = envs.make("hopper", num_envs=2, randomize={"friction": (0.5, 1.0)})
+    env.reset()
+    with pytest.raises(ValueError, match="friction: expected a factor without a gradient, as randomize draws it"):
+        env.set_parameters(friction=torch.ones(2, requires_grad=True))
+    env.set_parameters(friction=torch.ones(2), mass_scale=torch.ones(2, requires_grad=True))
+
+
+LINK = {"name": "x", "parent": -1, "joint": PRISMATIC, "axis": (1.0, 0.0, 0.0), "mass": 1.0}
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"mass": -1.0}, "mass must be at least 0, got -1.0"),
+        ({"mass": float("nan")}, "mass must be at least 0, got nan"),
+        ({"armature": float("inf")}, "armature must be at least 0, got inf"),
+        ({"limits": (1.0, -1.0)}, "limits must be \\(lower, upper\\), got \\(1.0, -1.0\\)"),
+        ({"inertia": (1.0, -1.0, 1.0)}, "inertia must have a diagonal of at least 0"),
+        ({"inertia": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)}, "inertia must have a diagonal of at least 0"),
+        ({"inertia": (1.0, float("nan"), 1.0)}, "inertia must have a diagonal of at least 0"),
+    ],
+)
+def test_a_link_that_cannot_be(wrong, words):
+    with pytest.raises(ValueError, match=f"^link 0 \\(x\\): {words}"):
+        Simulator(Articulation([Link(**LINK | wrong)]), 1, 0.01, 1, 1)
+
+
+@pytest.mark.parametrize("dt", [0.0, -0.01, float("nan"), "0.01"])
+def test_a_step_takes_time(dt):
+    with pytest.raises(ValueError, match="^dt: expected a number above 0 "):
+        Simulator(Articulation([Link(**LINK)]), 1, dt, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +172,14 @@ def test_a_state_with_one_wrong_value_is_refused_and_changes_nothing(name, value
     with pytest.raises(ValueError, match=rf"state\['{name}'\].*: expected .*, got "):
         env.load_state_dict(state.state_dict() | {name: value})
     assert env.joint_q is None and torch.equal(env.generator.get_state(), before)
+
+
+def test_a_count_of_all_environments_is_shown():
+    env = make(2)
+    state = env.state_dict()
+    state["diverged"] = torch.full_like(state["diverged"], -1)
+    with pytest.raises(ValueError, match="state\\['diverged'\\]: expected numbers >= 0, got -1$"):
+        env.load_state_dict(state)
 
 
 def test_counts_in_a_state_are_not_negative():

@@ -75,9 +75,10 @@ def check_numbers(name, value, at_least=-math.inf):
     """Raise ValueError unless all numbers of a tensor (N, ...) are finite and not too small."""
     bad = ~(value.isfinite() & (value >= at_least))
     if bad.any():
-        rows = str(bad.nonzero()[:, :1].unique().tolist()[:8])[1:-1]
         expected = "finite numbers" if at_least == -math.inf else f"numbers >= {at_least}"
-        raise ValueError(f"{name}: expected {expected}, got others in environment(s) {rows}")
+        rows = str(bad.nonzero()[:, :1].unique().tolist()[:8])[1:-1]
+        where = f"others in environment(s) {rows}" if value.dim() > 0 else str(value.item())
+        raise ValueError(f"{name}: expected {expected}, got {where}")
 
 
 def resolve_device(device):

@@ -216,8 +216,16 @@ def _check_link(i, link):
         raise ValueError(f"link {i} ({link.name}): axis must have unit length, got {link.axis}")
     if abs(np.linalg.norm(link.rotation) - 1.0) > 1e-6:
         raise ValueError(f"link {i} ({link.name}): rotation must be a unit quaternion, got {link.rotation}")
+    for what in ("mass", "armature"):
+        if not 0.0 <= getattr(link, what) < np.inf:
+            raise ValueError(f"link {i} ({link.name}): {what} must be at least 0, got {getattr(link, what)}")
+    if not link.limits[0] <= link.limits[1]:
+        raise ValueError(f"link {i} ({link.name}): limits must be (lower, upper), got {link.limits}")
     if np.size(link.inertia) not in (3, 9):
         raise ValueError(f"link {i} ({link.name}): inertia must have 3 or 9 numbers, got {np.size(link.inertia)}")
+    inertia = np.asarray(link.inertia, float).flatten()
+    if not np.isfinite(inertia).all() or (inertia[:: 4 if inertia.size == 9 else 1] < 0.0).any():
+        raise ValueError(f"link {i} ({link.name}): inertia must have a diagonal of at least 0, got {link.inertia}")
 
 
 def _check_slides_along_x(articulation):

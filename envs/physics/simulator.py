@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import warp as wp
 
-from envs.physics.arguments import check_tensor, resolve_device, whole_number
+from envs.physics.arguments import check_tensor, positive_number, resolve_device, whole_number
 from envs.physics.articulation import check_free_joints
 from envs.physics.lanes import NUM_LANES
 from envs.physics.model import build_model, build_pair_model
@@ -64,6 +64,7 @@ class Simulator:
     def __init__(self, articulation, num_envs, dt, substeps, mass_matrix_interval, device="cpu", num_threads=None):
         self.device = resolve_device(device)
         num_envs = whole_number("num_envs", num_envs, at_most=2**31 - 1)
+        positive_number("dt", dt)
         whole_number("substeps", substeps)
         whole_number("mass_matrix_interval", mass_matrix_interval)
         num_threads = self._num_threads(num_envs, len(articulation.links) * substeps, num_threads)
