@@ -5,6 +5,7 @@
 #     bash benchmarks/ablations.sh 1 --list            # one command per run, for other machines
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1
 ablation() {
     python -m benchmarks.run --scripts rpo --env-ids ant --seeds "$seed" --results benchmarks/results/ablations --name "$1" --flags="--total-timesteps 1000000 $2" "${@:3}"
 }

@@ -5,6 +5,7 @@
 #     bash benchmarks/ahac_fasttd3.sh 1 --list                   # one command per run, for other machines
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1
 seed=$1
 arms=benchmarks/results/arms
 
@@ -17,4 +18,4 @@ python -m benchmarks.run --scripts ahac --env-ids ant anymal humanoid hand_reori
 python -m benchmarks.run --scripts sac --env-ids hopper ant --seeds "$seed" --results $arms --name sac_many_updates --flags="--total-timesteps 1000000 --num-envs 128 --num-updates 256 --batch-size 256" "${@:2}"
 
 # AHAC at its full length, beside SHAC and RPO
-python -m benchmarks.run --scripts ahac shac rpo --env-ids ant anymal --seeds "$seed" --results benchmarks/results/10m --flags="--total-timesteps 10000000" "${@:2}"
+python -m benchmarks.run --scripts ahac shac rpo --env-ids ant anymal --seeds "$seed" --results benchmarks/results/10m --folder runs/10m --flags="--total-timesteps 10000000" "${@:2}"

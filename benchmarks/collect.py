@@ -16,8 +16,8 @@ import torch
 import tyro
 
 from benchmarks.events import is_evaluation, read_rows
-from benchmarks.provenance import provenance, read_flags, steps_of
-from benchmarks.records import RESULTS
+from benchmarks.provenance import provenance, read_flags, replaced, steps_of
+from benchmarks.records import RESULTS, made_by
 
 EVALUATION = [
     f"eval/{kind}{quantity}"
@@ -83,9 +83,13 @@ def collect(run_dir, command, commit=None, name=None, results=RESULTS):
     env_id, script, seed, started = run_dir.resolve().name.rsplit("__", 3)
     date = datetime.date.fromtimestamp(int(started)).isoformat()
     output = results / f"{name or f'{script}__{env_id}__{seed}'}.csv"
+    if output.exists() and made_by(output) != command:
+        sys.exit(
+            f"{output}: expected no file or one of `{command}`, got one of `{made_by(output)}`: use another --name"
+        )
     lines = list(results_lines(read_rows(run_dir)))
     header = provenance(command, "cuda" if on_cuda else "cpu", commit, date)
-    with open(output, "w", newline="") as file:
+    with replaced(output) as file:
         file.write(header)
         writer = csv.DictWriter(file, lines[0], lineterminator="\n")
         writer.writeheader()

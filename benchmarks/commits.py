@@ -8,7 +8,6 @@ included, once the first iterations are over.  `forward_backward`: of the enviro
 and backward.  Leave the machine alone meanwhile.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from statistics import median
 from typing import Literal
 
 import envs
-from benchmarks.provenance import read_flags, write_rows
+from benchmarks.provenance import available_cores, read_flags, write_rows
 from benchmarks.records import ROOT
 
 
@@ -40,7 +39,7 @@ class Args:
 def measure(tree, env_id, iterations):
     """What a commit's throughput.py says about a task: the figures of a row."""
     alone = throughput(tree, env_id, 1)
-    trained = throughput(tree, env_id, os.cpu_count(), "--train", f"--iterations={iterations}")
+    trained = throughput(tree, env_id, available_cores(), "--train", f"--iterations={iterations}")
     return {"training": trained["training"], "forward_backward": alone["forward_backward"]}
 
 

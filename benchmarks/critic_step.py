@@ -6,7 +6,6 @@ Milliseconds per step (forward, backward, clipping, AdamW) on a minibatch of ANY
 of the first step, which compiles where something is compiled.
 """
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from statistics import median
 import torch
 import torch.nn as nn
 
+import envs
 import rpo_continuous as rpo
-from benchmarks.provenance import read_flags, write_rows
+from benchmarks.provenance import available_cores, read_flags, write_rows
 
 NUM_OBS, MINIBATCH = 49, 1024  # 128 environments x 32 steps in 4 minibatches
 POOL = ThreadPoolExecutor(2)
@@ -102,7 +102,8 @@ def main():
         "one thread for each critic": (rpo.Critic, one_thread_each, True),
     }
     rows = []
-    for threads in sorted({1, os.cpu_count() or 1}):
+    envs.use_onednn()  # as the scripts do
+    for threads in sorted({1, available_cores()}):
         torch.set_num_threads(threads)
         for name, (critic, gradients, fused) in variants.items():
             step, first = seconds_per_step(critic(NUM_OBS), gradients, fused, args.repeats)

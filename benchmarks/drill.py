@@ -161,12 +161,12 @@ def started_together(script, folder, args):
     """Three processes of the same command in the same second."""
     processes = [start(folder, script, *total(10), log=f"log{k}") for k in range(3)]
     codes = [process.wait() for process in processes]
-    assert codes == [0, 0, 0], f"exit codes {codes}"
+    assert 0 in codes and set(codes) <= {0, 1}, f"exit codes {codes}"
     first, *others = (folder / "runs").iterdir()
-    assert len(others) == 2, f"{1 + len(others)} run folders"
+    assert 1 + len(others) == codes.count(0), f"{1 + len(others)} run folders, exit codes {codes}"
     for other in others:
         assert_same_training(first, other)
-    return "three at once: three run folders, bit-identical"
+    return "three at once: those that would share a folder end with an error, the others are bit-identical"
 
 
 def memory(script, folder, args):

@@ -8,6 +8,7 @@
 # all other settings are each script's own for the task, but hopper has 128 environments for everybody.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1
 seed=$1
 scripts="rpo shac sapo reppo ppo gippo sac ahac fasttd3"
 results=benchmarks/results/1m

@@ -16,14 +16,13 @@ import torch
 import tyro
 
 import envs
-from benchmarks.provenance import current_commit, steps_of
+from benchmarks.provenance import current_commit, read_flags, replaced, steps_of
 from benchmarks.records import ROOT
 from envs.checkpoint import load_checkpoint
-from envs.command_line import read_flags
 
 POLICIES = ROOT / "policies"
 # how far the run is comes along, so that --eval-only can say it; a run that goes on needs more
-KEPT = ("actor", "normalizer", "script", "args", "iteration", "process", "rng")
+KEPT = ("actor", "normalizer", "script", "args", "iteration", "process", "rng", "horizon")  # the last of AHAC alone
 LEFT_OUT = {"episodes": [], "env": {}, "cuda_rng": []}
 
 
@@ -39,7 +38,7 @@ class Args:
 
 def policy_of(checkpoint):
     """The content of a policy's file, from that of a checkpoint; both are dictionaries."""
-    state = {name: checkpoint[name] for name in KEPT} | LEFT_OUT
+    state = {name: checkpoint[name] for name in KEPT if name in checkpoint} | LEFT_OUT
     return state | {"process": [1, "cpu", checkpoint["process"][2]]}
 
 
@@ -76,7 +75,7 @@ def write_returns(path, state, commit, returns):
     line |= {"command": command_of(state), "commit": commit, "steps": steps_of(state)}
     line |= {"stochastic": f"{returns[0]:.1f}", "deterministic": f"{returns[1]:.1f}"}
     lines[path.name] = line
-    with open(table, "w", newline="") as file:
+    with replaced(table) as file:
         writer = csv.DictWriter(file, line, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines[name] for name in sorted(lines))

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,10 +19,14 @@ from benchmarks.records import ROOT
 from envs.command_line import read_flags as read_flags_of_any
 from envs.physics import resolve_device
 
+STARTED = {}  # commit and date of a measurement: what is checked out later did not make it
+
 
 def read_flags(Args):
     """The command line as an `Args`. What would fail only after the measurement is refused here, with exit code 2."""
     args = read_flags_of_any(Args)
+    if getattr(args, "output", None) is not None:
+        STARTED.update(commit=current_commit(), date=datetime.date.today().isoformat())
     for field in fields(Args):
         value, least = getattr(args, field.name), int(field.name not in ("seed", "warm_up"))
         if value == () != field.default:
@@ -56,12 +61,21 @@ def provenance(command, device, commit=None, date=None):
 def write_rows(path, rows, device="cpu"):
     """A table as the results file of the present command. rows: dictionaries, of which some may lack last columns."""
     module = sys.modules["__main__"].__spec__.name
-    header = provenance(shlex.join(["python", "-m", module, *sys.argv[1:]]), device)  # before the file is changed
-    with open(path, "w", newline="") as file:
+    header = provenance(shlex.join(["python", "-m", module, *sys.argv[1:]]), device, **STARTED)
+    with replaced(path) as file:
         file.write(header)
         writer = csv.DictWriter(file, max(rows, key=len))
         writer.writeheader()
         writer.writerows(rows)
+
+
+@contextmanager
+def replaced(path):
+    """A text file in place of the one at `path`, once it is written: there is never half of one."""
+    temporary = Path(path).with_name(f"{Path(path).name}.tmp")
+    with open(temporary, "w", newline="") as file:
+        yield file
+    os.replace(temporary, path)
 
 
 def steps_of(checkpoint):
@@ -83,6 +97,11 @@ def current_commit(root=ROOT):
     commit = git("rev-parse", "--short", "HEAD").strip()
     changed = git("status", "--porcelain", "-uno", ".", ":(exclude)benchmarks/results")
     return commit + ("+changes" if changed else "")
+
+
+def available_cores():
+    """Those that this process may use: `taskset -c 1 python -m benchmarks.run ...` has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name():

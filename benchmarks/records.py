@@ -133,9 +133,20 @@ def read(path):
     return Run(path=path, rows=tuple(csv.DictReader(lines)), **found.groupdict())
 
 
+def made_by(path):
+    """The command in the first line of a results file, "?" where there is none."""
+    found = re.match(r"# command: (.*?), commit: ", path.read_text())
+    return found[1] if found else "?"
+
+
+def is_run(path):
+    """Whether a results file is of a run and not of something else: <name>__<env_id>__<seed>, or of a quick start."""
+    return "__" in path.stem or not path.stem.startswith(OTHERS)
+
+
 def read_all(folder):
     """The runs of a folder, in the order of the tables."""
-    runs = [read(path) for path in folder.glob("*.csv") if not path.stem.startswith(OTHERS)]
+    runs = [read(path) for path in folder.glob("*.csv") if is_run(path)]
     tasks, scripts = list(TASKS), list(SCRIPTS)
     return sorted(runs, key=lambda run: (tasks.index(run.env_id), scripts.index(run.script), run.steps, run.path.name))
 
@@ -158,6 +169,11 @@ def read_paper():
     """The RPO paper's returns by task and script."""
     with open(BENCHMARKS / "paper.csv", newline="") as file:
         return {(row["env_id"], row["script"]): row for row in csv.DictReader(file.read().splitlines()[1:])}
+
+
+def lines_of(path):
+    """The lines of a results file that is no run, as dictionaries; none where there is no such file."""
+    return list(csv.DictReader(path.read_text().splitlines()[1:])) if path.exists() else []
 
 
 def is_standard(run):

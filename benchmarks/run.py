@@ -26,10 +26,11 @@ from typing import Literal
 
 import envs
 from benchmarks.collect import collect, is_finished
-from benchmarks.provenance import current_commit, read_flags
-from benchmarks.records import RESULTS, ROOT
+from benchmarks.provenance import available_cores, current_commit, read_flags
+from benchmarks.records import RESULTS, ROOT, made_by
 from envs.command_line import wrong_name
 
+OWN_FLAGS = ("--env-id", "--seed", "--exp-name", "--checkpoint")  # which this module gives, and names files by
 SCRIPTS = tuple(sorted(path.name.removesuffix("_continuous.py") for path in ROOT.glob("*_continuous.py")))
 
 
@@ -85,21 +86,24 @@ class Run:
     def run_dir(self):
         """The run folder that the log names last, None where it names none."""
         folders = self.logged(r"^run folder (.*?); --checkpoint ")
-        return self.folder / folders[-1] if folders else None
+        return self.folder / "runs" / Path(folders[-1]).name if folders else None  # also where it has been moved to
 
     def foreign_result(self):
         """A line that says so where the results file is of another command, else nothing."""
-        if self.output.exists():
-            made_by = re.search(r"command: (.*?), commit:", self.output.read_text().splitlines()[0])[1]
-            if made_by != self.command:
-                yield f"{self.label}: expected a result of `{self.command}`, got one of `{made_by}` in {self.output}"
+        if self.output.exists() and (other := made_by(self.output)) != self.command:
+            yield f"{self.label}: expected a result of `{self.command}`, got one of `{other}` in {self.output}"
+
+    def attempts(self):
+        """Command and commit of every start that came as far as to make or to find the run's folder."""
+        for text in "".join(self.logged(r"(?s).+")).split("# command: ")[1:]:
+            if "\nrun folder " in text:
+                yield re.match(r"(.*), commit: (.*)", text).groups()
 
     def check_command(self):
-        for command in self.logged(r"^# command: (.*), commit: "):
+        for command, _ in self.attempts():
             if command != self.command:
-                sys.exit(
-                    f"{self.label}: expected a run of `{self.command}`, got one of `{command}`: use another --name"
-                )
+                expected = f"{self.label}: expected a run of `{self.command}`, got one of `{command}`"
+                sys.exit(f"{expected} in {self.log}: use another --name or --folder")
 
     def start(self, num_threads):
         """Start the process, from its checkpoint where it has one."""
@@ -121,7 +125,7 @@ class Run:
 
     def collect(self):
         """Write the results file; a run that was resumed from another commit names both."""
-        commits = dict.fromkeys(self.logged(r"^# command: .*, commit: (.*)$"))
+        commits = dict.fromkeys(commit for _, commit in self.attempts())
         return collect(self.run_dir(), self.command, " then ".join(commits), self.label, self.results)
 
 
@@ -164,11 +168,6 @@ def still_to_do(runs):
     return left
 
 
-def available_cores():
-    """Those that this process may use: `taskset -c 1 python -m benchmarks.run ...` has one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_all(waiting, jobs):
     """Returns the number of runs that failed. KeyboardInterrupt stops the running ones and goes on upwards."""
     num_threads = max(1, available_cores() // jobs)
@@ -177,7 +176,12 @@ def run_all(waiting, jobs):
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                running[run] = (run.start(num_threads), time.time())
+                try:
+                    running[run] = (run.start(num_threads), time.time())
+                except RuntimeError as error:  # the others go on
+                    failures += 1
+                    print(error, flush=True)
+                    continue
                 print(f"{run.label}: started, {len(waiting)} waiting", flush=True)
             for run, (process, since) in list(running.items()):
                 if process.poll() is None:
@@ -193,7 +197,10 @@ def run_all(waiting, jobs):
         for process, _ in running.values():
             process.send_signal(signal.SIGINT)
         for process, _ in running.values():
-            process.wait()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:  # one that was started with SIGINT ignored
+                process.kill()
     return failures
 
 
@@ -203,6 +210,12 @@ def main():
         envs.refuse("name", f"expected one script beside it, got {' '.join(args.scripts)}")
     if args.name is not None and (reason := wrong_name(args.name)):
         envs.refuse("name", reason)
+    try:
+        words = shlex.split(args.flags)
+    except ValueError as error:
+        envs.refuse("flags", f"expected flags as a shell reads them, got {args.flags!r} ({error})")
+    if taken := [word for word in words if word.replace("_", "-").split("=")[0] in OWN_FLAGS]:
+        envs.refuse("flags", f"expected flags other than {', '.join(OWN_FLAGS)}, got {taken[0]}")
     runs = dict.fromkeys(all_runs(args))
     if args.list:
         print(*(command_of(run, args) for run in runs), sep="\n")
@@ -212,8 +225,6 @@ def main():
         signal.signal(number, signal.default_int_handler)
     try:
         failures = run_all(still_to_do(runs), args.jobs)
-    except RuntimeError as error:
-        sys.exit(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on")
         sys.exit(130)

@@ -22,6 +22,7 @@ from benchmarks.records import (
     groups_of,
     groups_of_ablation,
     is_standard,
+    lines_of,
     read_ablations,
     read_all,
     read_one_million,
@@ -391,7 +392,7 @@ def with_figure(text, path, page):
 
 def filled_results(results, page):
     """The text of docs/results.md, with the tables between its markers made anew."""
-    runs = [run for run in read_all(results) if not is_standard(run)]
+    runs = [run for run in read_all(results) if not is_standard(run)] + read_all(results / "arms")
     text = filled(page.read_text(), "core hours", core_hours(read_one_million(results), read_paper()))
     text = filled(text, "older ablations", ablations_of("hopper", read_ablations(results)))
     return filled(text, "other runs", other_runs(runs, page))
@@ -442,17 +443,23 @@ def filled_performance(results, page):
     """The text of docs/performance.md, with the tables between its markers made anew."""
     text = filled(page.read_text(), "training", all_files(training, results, page))
     text = filled(text, "commits", all_files(commits, results, page))
-    return filled(text, "critic step", critic_steps(results / "critic_step_cpu.csv", page))
+    path = results / "critic_step_cpu.csv"
+    return filled(text, "critic step", critic_steps(path, page) if path.exists() else "Not run.")
+
+
+def by_simulator(path):
+    """The lines of a file of transfer.py, one per episode, by the simulator that they are of."""
+    found = defaultdict(list)
+    for line in lines_of(path):
+        found[line["simulator"]].append(line)
+    return found
 
 
 def transfers(results):
     """A row for every simulator of every file of transfer.py: means over episodes."""
     rows = []
     for path in sorted(results.glob("transfer_*.csv")):
-        with open(path, newline="") as file:
-            lines = list(csv.DictReader(file.read().splitlines()[1:]))
-        for simulator in dict.fromkeys(line["simulator"] for line in lines):
-            among = [line for line in lines if line["simulator"] == simulator]
+        for simulator, among in by_simulator(path).items():
             means = {name: mean(float(line[name]) for line in among) for name in ("return", "length", "distance")}
             row = {"file": f"[{path.stem}](../benchmarks/results/{path.name})", "simulator": simulator}
             row |= {"return": f"{means['return']:.0f}", "steps": f"{means['length']:.0f}"}
@@ -465,10 +472,8 @@ def transfers_in_short(results, page):
     """Of every robot in files of transfer.py the returns of its policies here and in MuJoCo, in a sentence."""
     robots = defaultdict(list)
     for path in sorted(set(results.glob("transfer_*.csv")) - set(results.glob("*_elliptic.csv"))):
-        with open(path, newline="") as file:
-            lines = list(csv.DictReader(file.read().splitlines()[1:]))
-        among = {name: [line for line in lines if line["simulator"] == name] for name in ("ours", "MuJoCo")}
-        here, there = (mean(float(line["return"]) for line in found) for found in among.values())
+        among = by_simulator(path)
+        here, there = (mean(float(line["return"]) for line in among[name]) for name in ("ours", "MuJoCo"))
         robot = re.sub(r"_\d+$", "", path.stem.removeprefix("transfer_"))
         robots[robot].append(link(path, page, f"{here:.0f} and {there:.0f}"))
     return "; ".join(f"{robot} {', '.join(policies)}" for robot, policies in robots.items()) + "."
@@ -483,8 +488,7 @@ def robustness(results):
     """A row for every drill and what was seen, with the scripts that it was seen of."""
     lines = []
     for path in sorted(results.glob("robustness_*.csv")):
-        with open(path, newline="") as file:
-            lines += [line for line in csv.DictReader(file.read().splitlines()[1:]) if "drill" in line]
+        lines += [line for line in lines_of(path) if "drill" in line]
     scripts = defaultdict(list)
     for line in lines:
         scripts[line["drill"], line["seen"]].append(line["script"])
@@ -510,8 +514,7 @@ def fuzz(results):
 
 def fuzz_env(results):
     """How the calls of fuzz_env.py have ended, a row for each method, over all tasks."""
-    with open(results / "robustness_env.csv", newline="") as file:
-        lines = list(csv.DictReader(file.read().splitlines()[1:]))
+    lines = lines_of(results / "robustness_env.csv")
     return table(list(totals(lines, "method", "tasks", ("refused", "accepted", "failed"))))
 
 
@@ -525,11 +528,10 @@ def totals(lines, kind, among, ends):
 
 def memory(results):
     """The resident memory of a whole run, a row for every tenth of it."""
-    with open(results / "memory_anymal.csv", newline="") as file:
-        lines = list(csv.DictReader(file.read().splitlines()[1:]))
-    last = int(lines[-1]["global_step"])
+    lines = lines_of(results / "memory_anymal.csv")
+    last = int(lines[-1]["global_step"]) if lines else 0
     rows = []
-    for tenth in range(1, 11):
+    for tenth in range(1, 11) if lines else ():
         seen = [line for line in lines if int(line["global_step"]) <= last * tenth / 10]
         rows.append({"steps": millions(int(seen[-1]["global_step"])), "resident memory": f"{seen[-1]['rss_mib']} MiB"})
     return table(rows)

@@ -27,7 +27,7 @@ import warp as wp
 
 import envs
 from benchmarks.events import read_rows
-from benchmarks.provenance import read_flags, write_rows
+from benchmarks.provenance import available_cores, read_flags, write_rows
 from benchmarks.records import ROOT
 
 # parallel environments, as in the RPO paper, which has no cheetah, no cartpole and no go1
@@ -91,7 +91,7 @@ def synchronize(device):
 def measure(args, env_id, num_envs, num_threads):
     env = envs.make(env_id, num_envs=num_envs, device=args.device, num_threads=num_threads)
     row = {"env_id": env_id, "num_envs": num_envs, "device": args.device}
-    row["threads"] = num_threads if args.device == "cpu" else ""  # the simulator may make use of fewer
+    row["threads"] = num_threads if env.device.type == "cpu" else ""  # the simulator may make use of fewer
     for name, backward in (("forward", False), ("forward_backward", True)):
         for _ in range(warm_up(args)):
             rollout_seconds(env, args.horizon, backward)
@@ -112,8 +112,11 @@ def measure_training(args, row):
     flags = {"env-id": row["env_id"], "num-envs": row["num_envs"], "num-steps": args.horizon, "num-eval-envs": 1}
     flags["total-timesteps"] = args.iterations * batch_size
     command = [sys.executable, str(ROOT / "rpo_continuous.py"), *(f"--{name}={value}" for name, value in flags.items())]
-    command.append("--cuda" if args.device == "cuda" else "--no-cuda")
-    rows, start = timed_run(command, {"OMP_NUM_THREADS": str(row["threads"])} if args.device == "cpu" else {})
+    device, environment = torch.device(args.device), {"OMP_NUM_THREADS": str(row["threads"])}
+    command.append("--cuda" if device.type == "cuda" else "--no-cuda")
+    if device.type == "cuda":
+        environment = {"LOCAL_RANK": str(device.index)} if device.index is not None else {}
+    rows, start = timed_run(command, environment)
     walls, rows = [line["wall_s"] for line in rows[warm_up(args) - 1 :]], rows[warm_up(args) :]
     wall = median(after - before for before, after in zip(walls, walls[1:]))
     times = {name: median(line[f"time/{name}"] for line in rows) for name in ("rollout", "backward", "actor", "critic")}
@@ -140,12 +143,15 @@ def timed_run(command, environment):
 
 def main():
     args = read_flags(Args)
-    if args.iterations < warm_up(args) + 2:
-        expected = f"{warm_up(args) + 2}, of which {warm_up(args)} are a warm-up"
-        sys.exit(f"--iterations: expected at least {expected}, got {args.iterations}")
+    if args.train and args.iterations < warm_up(args) + 2:
+        expected = f"at least {warm_up(args) + 2}, of which {warm_up(args)} are a warm-up"
+        envs.refuse("iterations", f"expected {expected}, got {args.iterations}")
+    args.device = str(envs.physics.resolve_device(args.device))
     wp.config.log_level = wp.LOG_WARNING
-    threads = args.threads or sorted({1, min(os.cpu_count() or 1, torch.get_num_threads())})
+    threads = sorted(set(args.threads) or {1, min(available_cores(), torch.get_num_threads())})
     if args.device != "cpu":
+        if args.threads:
+            envs.refuse("threads", f"expected none beside --device {args.device}, got {args.threads[0]}")
         threads = [None]
     rows = [
         measure(args, env_id, num_envs, num_threads)
