@@ -197,6 +197,31 @@ def test_a_run_is_finished_with_the_evaluation_after_its_last_step(tmp_path, mon
     assert [row["time_rollout"] for row in rows] == ["2", "2", ""]
     assert [row["eval_return_std"] for row in rows] == ["", "", "3.141593"]
 
+    # a result of another command is not overwritten, and one that could not be written leaves the old one
+    before = path.read_text()
+    with pytest.raises(SystemExit, match="expected no file or one of `python y`, got one of `python x`"):
+        collect(folder, "python y", commit="abc", results=tmp_path)
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda self, rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collect(folder, "python x", commit="def", results=tmp_path)
+    assert path.read_text() == before
+
+
+def test_only_starts_that_made_a_run_count(tmp_path):
+    attempt = runner.Run("x", "rpo", "hopper", 1, "python b", tmp_path, tmp_path)
+    attempt.log.parent.mkdir()
+    attempt.log.write_text(
+        "# command: python a, commit: 1\nerror: --kl: unrecognised\n# command: python b, commit: 2\nrun folder runs/r; "
+        "--checkpoint runs/r/checkpoint.pt continues it\n# command: python b, commit: 3\n    gamma: 0.99\nrun folder "
+        "/where/it/was/runs/r; --checkpoint /where/it/was/runs/r/checkpoint.pt continues it\n"
+    )
+    assert [*attempt.attempts()] == [("python b", "2"), ("python b", "3")]
+    attempt.check_command()
+    assert attempt.run_dir() == tmp_path / "runs" / "r"
+    attempt.log.write_text(attempt.log.read_text().replace("python b", "python c"))
+    with pytest.raises(SystemExit, match="expected a run of `python b`, got one of `python c` .* or --folder"):
+        attempt.check_command()
+
 
 def test_a_result_is_no_change_of_the_commit_that_made_it(tmp_path):
     """A file of code that differs from its commit is; one that git does not know is neither."""

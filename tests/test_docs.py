@@ -103,6 +103,19 @@ def test_commands_in_pages_have_a_module():
     assert commands > 50
 
 
+def test_the_flags_of_scripts_in_pages_are_accepted():
+    commands = 0
+    for source in [*PAGES, ROOT / "policies" / "README.md"]:
+        text = re.sub(r"\\\n\s*", "", source.read_text())
+        for script, flags in re.findall(
+            r"^    (?:torchrun .* |python )(\w+)_continuous\.py (--.*)$", text, re.MULTILINE
+        ):
+            Args = importlib.import_module(f"{script}_continuous").Args
+            tyro.cli(Args, args=shlex.split(re.split(r"\s+[>#]", re.sub("<.*?>", "x", flags))[0]))
+            commands += 1
+    assert commands > 30
+
+
 def commands_of(module):
     """The flags of every `python -m benchmarks.<module>` with flags in a page, or at the top of the module."""
     for source in [*PAGES, ROOT / "benchmarks" / f"{module}.py"]:

@@ -95,7 +95,22 @@ def test_an_environment_that_renders_all_its_pictures_is_filmed_too(tmp_path):
     assert len([*tmp_path.glob("film.*")]) == 1
 
 
-def test_the_film_shows_every_second_step_of_environment_0(tmp_path, monkeypatch, capsys):
+def test_the_film_shows_every_second_step_of_environment_0(monkeypatch, tmp_path):
+    env, expected, films = envs.make("hopper", 2, max_episode_steps=20), [], []
+
+    def see(running, infos):
+        if running[0] and env.episode_length[0] % 2 == 0:
+            expected.append(env.render(index=0))
+
+    module = sys.modules["envs.evaluate"]
+    monkeypatch.setattr(module, "write_video", lambda frames, path, fps: films.append(frames) or path)
+    envs.evaluate(env, noisy, seed=1, watch=see, video=tmp_path / "film")
+    (frames,) = films
+    assert len(frames) > 3 and not np.array_equal(frames[0], frames[1])
+    assert all(map(np.array_equal, frames, expected)) and len(frames) == len(expected)
+
+
+def test_the_film_is_one_that_browsers_play(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     env = envs.make("hopper", 2, max_episode_steps=60)
     _, lengths = envs.evaluate(env, noisy, seed=1, video=str(tmp_path / "film"))

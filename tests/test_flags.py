@@ -429,6 +429,13 @@ def test_importing_the_environments_prints_nothing():
     assert all(line.startswith("Warp CUDA warning: ") for line in output.stderr.splitlines())
 
 
+def test_a_script_says_why_it_fails_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rpo"])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    envs.parse_args(SOURCES["rpo"].Args, SOURCES["rpo"].TASK_DEFAULTS, path("rpo"))
+    assert sys.excepthook is envs.command_line.explain_failure
+
+
 def test_too_little_memory_is_said_in_a_sentence(capsys):
     for allocate in (lambda: torch.zeros(10**15), lambda: bytearray(10**18)):
         with pytest.raises((RuntimeError, MemoryError)) as caught:
