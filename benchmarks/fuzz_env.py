@@ -369,7 +369,7 @@ def fuzz(env_id, methods=tuple(METHODS), num_random=0, seed=1):
     def random_ones(good):
         return random_tensors(good, num_random, generator)
 
-    signal.signal(signal.SIGALRM, hang)
+    before = signal.signal(signal.SIGALRM, hang)
     for name in methods:
         arguments = options_of_make(env_id) if name == "envs.make" else METHODS[name](env, random_ones)
         for argument, values, call in arguments:
@@ -377,6 +377,7 @@ def fuzz(env_id, methods=tuple(METHODS), num_random=0, seed=1):
                 result = outcome(argument, lambda call=call, value=value: call(value))
                 where = f"{Path(env_id).name}, {name}({argument}={label})"
                 found[name][f"{where} {result}" if result.startswith("FAILED") else result] += 1
+    signal.signal(signal.SIGALRM, before)
     return found
 
 

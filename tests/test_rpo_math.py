@@ -416,7 +416,6 @@ def test_a_time_out_has_a_gradient_through_its_value_and_a_fall_has_none():
     actor, normalizer = toy_policy()
     env = ToyEnv()
     env.step = without_rewards(env.step)
-    final_obs = recorded(env)
     torch.manual_seed(7)
     _, returns, us = rpo.rollout(env, actor, critic, normalizer, make_args())
     grads = rpo.action_gradients(returns, us)

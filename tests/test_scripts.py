@@ -691,6 +691,19 @@ def test_what_stands_around_the_algorithms_is_the_same_word_for_word(beginning):
     assert {script: text for script, text in texts.items() if text != texts["rpo"]} == {}
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_processes_share_gradients_and_batches(script):
+    """Of all that is learned, averaged as test_torchrun.py checks it of most scripts."""
+    source = path(script).read_text()
+    (learned,) = re.findall(
+        r"for parameter in \((.*)\):\n +parameter.register_post_accumulate_grad_hook\((.*)\)", source
+    )
+    assert learned[1] == "lambda p: dist.all_reduce(p.grad.div_(world_size))"
+    networks = re.findall(r"torch.optim.Adam\w*\((\w+\.parameters\(\))", source)
+    assert {f"*{network}" for network in networks} == {*learned[0].split(", ")}
+    assert script not in OFF_POLICY or "replay.sample(args.batch_size // world_size, " in source
+
+
 @cache
 def statements(script):
     """The statements of a script's main block and of the loop in it."""
