@@ -43,6 +43,7 @@ SCRIPTS = {
 SHARED_CORE = {
     "ahac_continuous__anymal__1",
     "ahac_continuous__hand_reorient__1",
+    "ahac_continuous__humanoid__1",
     "fasttd3_continuous__ant__1",
     "ppo_continuous__hand_reorient__1",
     "reppo_continuous__hand_reorient__1",
