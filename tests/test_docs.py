@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import tyro
+from running import run_here
 
 from benchmarks.events import read_rows
 from benchmarks.records import SCRIPTS
-from benchmarks.tiny import run, run_dir, total
+from benchmarks.tiny import run_dir, total
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +53,7 @@ def test_links_lead_to_a_file_and_to_a_function_or_a_heading_in_it(page):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_logged_metric_is_explained(script, tmp_path):
-    run(tmp_path, script, *total(3))  # SAC learns from the second iteration on
+    run_here(tmp_path, script, *total(3))  # SAC learns from the second iteration on
     logged = {tag for row in read_rows(run_dir(tmp_path)) for tag in row if "/" in tag} - {"eval/wall_s"}
     explained = {*re.findall(r"`((?:charts|losses|time|eval)/\w+)`", (ROOT / "docs" / f"{script}.md").read_text())}
     explained.remove("eval/deterministic_")  # "and the same with"

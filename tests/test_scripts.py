@@ -49,7 +49,7 @@ ROBOTS = dict.fromkeys(SCRIPTS, "ant") | dict.fromkeys(("shac", "ahac"), "hopper
 def whole(request, tmp_path_factory):
     """A script, what it prints in a run of 8 iterations, evaluated on the way, and its run folder."""
     cwd = tmp_path_factory.mktemp(request.param)
-    output = run(cwd, request.param, "--env-id", ROBOTS[request.param], "--seed", 3, *total(8), "--eval-freq", 5)
+    output = run_here(cwd, request.param, "--env-id", ROBOTS[request.param], "--seed", 3, *total(8), "--eval-freq", 5)
     return request.param, output, run_dir(cwd)
 
 
