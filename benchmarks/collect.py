@@ -79,7 +79,7 @@ def collect(run_dir, command, commit=None, name=None, results=RESULTS):
     if not is_finished(run_dir):
         sys.exit(f"{run_dir}: expected a finished run, got one without a final evaluation")
     checkpoint = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
-    on_cuda = checkpoint["args"]["cuda"] and checkpoint["cuda_rng"]  # the states of the GPUs there were
+    on_cuda = checkpoint["args"]["cuda"] and checkpoint["cuda_rng"]  # the state of the GPU there was
     env_id, script, seed, started = run_dir.resolve().name.rsplit("__", 3)
     date = datetime.date.fromtimestamp(int(started)).isoformat()
     output = results / f"{name or f'{script}__{env_id}__{seed}'}.csv"

@@ -8,8 +8,8 @@
 The same command after an interruption goes on: runs whose results file exists are skipped, those with a checkpoint are
 resumed, on a CPU to the very bit.  Ctrl-C and SIGTERM end the running ones as well; each loses the iteration that it is
 in (SAC: what it did since the last checkpoint).  What a run prints goes to runs/<name>__<env_id>__<seed>.log.  On a CPU
-the jobs share the cores evenly, those that `taskset` leaves them; with one thread each, as many jobs as there are cores
-make the most steps per second in total.
+the jobs share the cores evenly, those that `taskset` leaves them, unless OMP_NUM_THREADS is set; with one thread each,
+as many jobs as there are cores make the most steps per second in total.
 """
 
 import fcntl

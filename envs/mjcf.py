@@ -50,8 +50,8 @@ except ImportError:  # optional
 TO_Y_UP = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # world axes of the file -> ours
 UP = (Z_UP[3], *Z_UP[:3])  # the same as a quaternion wxyz
 KINDS = {"FREE": FREE, "SLIDE": PRISMATIC, "HINGE": REVOLUTE}
-# flags of <option> that turn off what a robot moves by
-PHYSICS = ("CONSTRAINT", "CONTACT", "LIMIT", "PASSIVE", "SPRING", "DAMPER", "GRAVITY", "CLAMPCTRL", "ACTUATION")
+# flags of <option> that are not obeyed; those of gravity, contact, limits and all constraints are
+PHYSICS = ("PASSIVE", "SPRING", "DAMPER", "CLAMPCTRL", "ACTUATION")
 
 REFUSED = (
     "ball joint",
@@ -109,7 +109,8 @@ def unsupported(path):
 class Robot:
     """A file as articulation and actuation, its start pose, and its state in MuJoCo's coordinates.
 
-    ignore: names in REFUSED, but for the ball joint, that may be left out; they are counted in the warning.
+    ignore: names in REFUSED, but for the ball joint, that may be left out; they are counted in the warning.  Of a
+    disabled part of the physics the disabling is left out.
     floating: give the root body a free joint where the file welds it to the world (most URDF files do).
     penetration [m], time_constant [s], limit_give [rad or, for a slide, m]: see above.
     min_armature: hinges with less armature get this much, kg m^2.
@@ -131,7 +132,7 @@ class Robot:
         self.model.dof_armature[hinges] = np.maximum(self.model.dof_armature[hinges], min_armature)
         self.data = mujoco.MjData(self.model)
         self.mass = float(self.model.body_subtreemass[0])
-        self.weight = self.mass * float(np.linalg.norm(self.model.opt.gravity))
+        self.weight = self.mass * (float(np.linalg.norm(self.model.opt.gravity)) or 9.81)
         self.ground = {
             "stiffness": self.weight / penetration,
             "damping": self.mass / (time_constant * penetration),
@@ -149,7 +150,7 @@ class Robot:
         self.contacts = _contacts(self.model, self.link_of, self.shift, self.ground)
         self.start_qpos = self._start()
         self._limit_joints()
-        gravity = tuple(TO_Y_UP @ self.model.opt.gravity)
+        gravity = tuple(TO_Y_UP @ self.model.opt.gravity * (not _is_off(self.model, "GRAVITY")))
         shapes, slides = _shapes(self.model, self.link_of, self.shift), _slides_along_x(self.links)
         self.articulation = Articulation(self.links, self.contacts, [], shapes, gravity, slides)
 
@@ -203,8 +204,9 @@ class Robot:
         refused = {name: count for name, count in found.items() if name in REFUSED and name not in ignore}
         if refused:
             expected = f"{self.path}: expected a robot without {_listed(refused)}"
-            names = ", ".join(repr(name) for name in refused if name in IGNORABLE)
-            raise ValueError(expected + (f"; ignore=({names},) leaves them out" if names else ""))
+            if not set(refused) <= set(IGNORABLE):
+                raise ValueError(f"{expected}; a ball joint cannot be ignored")
+            raise ValueError(f"{expected}; ignore=({', '.join(map(repr, refused))},) leaves them out")
         if found:
             warnings.warn(f"{self.path}: left out: {_listed(found)}", stacklevel=3)
 
@@ -436,12 +438,14 @@ def _planes(m):
 
 def _friction(m, g, planes):
     """The coefficient of geom g on the ground as MuJoCo combines it, or None if it does not touch the ground."""
-    if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE or _excluded(m, 0, m.geom_bodyid[g]):
+    if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE or _is_off(m, "CONTACT", "CONSTRAINT"):
         return None
     for pair in range(m.npair):
         both = {m.pair_geom1[pair], m.pair_geom2[pair]}
         if g in both and both & set(planes):
             return float(m.pair_friction[pair, 0]) * (m.pair_dim[pair] > 1)
+    if _excluded(m, 0, m.geom_bodyid[g]):  # which a listed pair overrides
+        return None
     for plane in planes:
         kind, affinity, priority, mu, dim = (1, 1, 0, 1.0, 3) if plane is None else _material(m, plane)
         own_kind, own_affinity, own_priority, own_mu, own_dim = _material(m, g)
@@ -557,10 +561,17 @@ def _compile(path, floating):
         if floating and not any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in spec.joints):
             spec.compiler.fusestatic = False  # which would merge the root into the world
             spec.worldbody.first_body().add_freejoint()
-        return spec.compile()
+        model = spec.compile()
     except Exception as error:  # whatever MuJoCo makes of a file that is not a robot
         reason = " ".join(str(error).split())
         raise ValueError(f"path: expected a file that MuJoCo can read, got {str(path)!r} ({reason})") from error
+    model.jnt_limited &= not _is_off(model, "LIMIT", "CONSTRAINT")
+    return model
+
+
+def _is_off(m, *names):
+    """Whether the file's <option> turns one of these parts of the physics off."""
+    return any(m.opt.disableflags & bit for bit in _codes(mujoco.mjtDisableBit, *names))
 
 
 def _unsupported(m):
@@ -596,8 +607,7 @@ def _refused(m):
 
 def _disabled(m):
     """How many of these flags the file sets; groups of actuators that are off count as one."""
-    flags = [bit for bit in _codes(mujoco.mjtDisableBit, *PHYSICS) if m.opt.disableflags & bit]
-    return len(flags) + int(getattr(m.opt, "disableactuator", 0) != 0)
+    return sum(_is_off(m, name) for name in PHYSICS) + int(getattr(m.opt, "disableactuator", 0) != 0)
 
 
 def _has_force(m, t):
@@ -616,7 +626,8 @@ def _left_out(m):
     touching = [g for g in range(m.ngeom) if _friction(m, g, planes) is not None and _moves(m, m.geom_bodyid[g])]
     without_points = [g for g in touching if not _touching_points(m, g)]
     collides = (m.geom_contype != 0) | (m.geom_conaffinity != 0)
-    listed = {*m.pair_geom1, *m.pair_geom2}
+    collides &= not _is_off(m, "CONTACT", "CONSTRAINT")
+    listed = set() if _is_off(m, "CONTACT", "CONSTRAINT") else {*m.pair_geom1, *m.pair_geom2}
     still = [g for g in range(m.ngeom) if (collides[g] or g in listed) and not _moves(m, m.geom_bodyid[g])]
     unbounded = [a for a, j, gear in _on_joints(m) if not m.actuator_ctrllimited[a] and not _has_bounds(m, a, j)]
     clamps = [m.actuator_forcerange[a] for a in range(m.nu) if m.actuator_forcelimited[a]]
@@ -624,7 +635,7 @@ def _left_out(m):
     return {
         "friction in a joint": (m.dof_frictionloss > 0.0).sum(),
         "damping or armature of a free joint": sum(m.dof_damping[d] > 0.0 or m.dof_armature[d] > 0.0 for d in free),
-        "contact between two bodies": len(_pairs_of_bodies(m, collides)),
+        "contact between two bodies": len(_pairs_of_bodies(m, collides, listed)),
         "contact with another shape of the world": sum(m.geom_type[g] != mujoco.mjtGeom.mjGEOM_PLANE for g in still),
         "contact of a cylinder, ellipsoid or field": len(without_points),
         "control without a range, taken as -1 to 1": len(unbounded),
@@ -637,11 +648,11 @@ def _has_bounds(m, a, j):
     return m.jnt_limited[j] if servo else m.actuator_forcelimited[a]
 
 
-def _pairs_of_bodies(m, collides):
+def _pairs_of_bodies(m, collides, listed):
     """Pairs of moving bodies whose geoms touch each other in the file; parent and child only if it lists them."""
     moving = [g for g in range(m.ngeom) if collides[g] and _moves(m, m.geom_bodyid[g])]
     bodies = [m.body_weldid[m.geom_bodyid[list(pair)]] for pair in zip(m.pair_geom1, m.pair_geom2)]
-    pairs = {(int(min(pair)), int(max(pair))) for pair in bodies if min(pair) > 0}
+    pairs = {(int(min(pair)), int(max(pair))) for pair in bodies if listed and min(pair) > 0}
     for k, g in enumerate(moving):
         for h in moving[:k]:
             meet = m.geom_contype[g] & m.geom_conaffinity[h] or m.geom_contype[h] & m.geom_conaffinity[g]

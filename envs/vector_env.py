@@ -292,7 +292,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
         Each is one number per environment, (N,), or for mass_scale one per link (N, num_links), for the last three one
         per degree of freedom (N, nv); what they act on is in physics/parameters.py.  None changes nothing.
-        They hold until they are set again or, if they are in `randomize`, until the next episode.
+        They hold until they are set again or, if they are in `randomize`, until the next episode; such a factor may not
+        require a gradient.
 
         Copies are made, which keep the gradients of the given tensors: what follows is differentiable with respect to
         them.  A backward pass frees the graph before them, so set factors that are computed from others once per pass.

@@ -356,7 +356,7 @@ CASES = {
     "spring or damper that is not linear": {"joint": 'damping="1 2"'},
     "flexible body": {"world": '<flexcomp name="f" type="grid" count="2 2 1" spacing="0.1 0.1 0.1" dim="2" mass="1"/>'},
     "ground that is not the plane z = 0": {"world": '<geom type="plane" size="1 1 1" pos="0 0 0.1"/>'},
-    "disabled part of the physics": {"top": '<option><flag gravity="disable"/></option>'},
+    "disabled part of the physics": {"top": '<option><flag actuation="disable"/></option>'},
     "friction in a joint": {"joint": 'frictionloss="0.1"'},
     "damping or armature of a free joint": {"joint": 'type="free" damping="1"'},
     "contact between two bodies": {"inside": BODY.format(BODY.format(""))},
@@ -385,7 +385,7 @@ def test_what_would_be_another_robot_is_refused_by_name(write, name):
     with pytest.raises(ValueError, match=f"expected a robot without {name} \\([0-9]+\\)"):
         mjcf.load(path)
     if name not in mjcf.IGNORABLE:  # without it MuJoCo's coordinates would not be ours
-        with pytest.raises(ValueError, match=f"expected a robot without {name} \\([0-9]+\\)$"):
+        with pytest.raises(ValueError, match=f"expected a robot without {name} \\([0-9]+\\); a ball joint cannot be"):
             mjcf.load(path, ignore=mjcf.IGNORABLE)
         return
     with pytest.warns(UserWarning, match=f"left out: .*{name} \\([0-9]+\\)"):
@@ -401,8 +401,23 @@ def test_what_is_left_out_is_counted(write, name):
         mjcf.load(path)
 
 
-@pytest.mark.parametrize("flag", ("contact", "constraint", "limit", "spring", "clampctrl", "actuation"))
-def test_a_file_that_turns_physics_off_is_refused(write, flag):
+@pytest.mark.parametrize(
+    "flag, gravity, contacts, limited",
+    [("gravity", 0.0, 1, 1), ("contact", -9.81, 0, 1), ("limit", -9.81, 1, 0), ("constraint", -9.81, 0, 0)],
+)
+def test_gravity_contact_and_limits_that_a_file_turns_off_are_off(write, flag, gravity, contacts, limited):
+    parts = {"joint": 'range="-1 1"', "world": '<geom size="0.1"/>', "inside": BODY.format(BODY.format(""))}
+    path = write(plain(top=f'<option><flag {flag}="disable"/></option>', end=MOTOR, **parts))
+    left_out = {"contact between two bodies": 1, "contact with another shape of the world": 1} if contacts else {}
+    assert mjcf.unsupported(path) == left_out
+    robot = quiet(path)
+    assert robot.articulation.gravity[1] == pytest.approx(gravity) and bool(robot.contacts) == bool(contacts)
+    limits = robot.links[0]
+    assert (abs(limits.limits[0]) < 10.0, limits.limit_stiffness > 1.0) == (bool(limited), True)
+
+
+@pytest.mark.parametrize("flag", ("spring", "damper", "clampctrl", "actuation"))
+def test_a_file_that_turns_other_physics_off_is_refused(write, flag):
     path = write(plain(top=f'<option><flag {flag}="disable"/></option>', end=MOTOR))
     assert mjcf.unsupported(path) == {"disabled part of the physics": 1}
     assert mjcf.unsupported(write(plain(top='<option actuatorgroupdisable="0"/>', end=MOTOR))) != {}
@@ -436,6 +451,10 @@ def test_contacts_that_a_file_excludes_are_not_there(write):
     path = write(text.format('<exclude body1="b" body2="a"/><exclude body1="world" body2="a"/>'))
     assert mjcf.unsupported(path) == {}
     assert [contact.link for contact in mjcf.Robot(path).contacts] == [0, 2]
+    both = '<exclude body1="world" body2="a"/><pair geom1="a" geom2="ground"/>'  # MuJoCo has this contact
+    ground = '<geom name="ground" type="plane" size="1 1 1"/>'
+    text = PAIRS.format(quiet="", world=ground, contact=both).replace('<body pos="0.3', '<body name="a" pos="0.3')
+    assert [contact.link for contact in quiet(write(text)).contacts] == [0, 1, 2]
 
 
 def test_the_clamp_of_a_joints_motors_is_none_of_its_spring(write):

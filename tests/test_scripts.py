@@ -542,7 +542,7 @@ def test_a_script_learns(script, tmp_path, monkeypatch):
         monkeypatch.setattr(task, name, value)
     monkeypatch.setattr(task, "reward", lambda self, obs, action: -((action - 0.5) ** 2).sum(-1))
     output = run_here(tmp_path, script, *total(40), *BANDIT.get(script, "").split())
-    assert float(re.search(r"eval/deterministic_episodic_return (\S+)", output)[1]) > -0.75
+    assert float(re.search(r"eval/deterministic_episodic_return (\S+)", output)[1]) > -1.0
 
 
 @pytest.mark.parametrize("script", OFF_POLICY)
