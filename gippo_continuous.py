@@ -12,7 +12,7 @@ PPO that uses the gradient of a differentiable simulator as far as it helps:
     5. Fit two critics to the targets A + V.  The V in A is that of target critics, which follow with a delay.
 
     paper            code             meaning
-    s, a, r          obs, action      normalised observation, action = tanh(u), reward
+    s, a, r          obs, tanh(u)     normalised observation, action, reward
     f_theta(eps; s)  u                u = mu + sigma eps, eps ~ N(0, 1): all densities are those of u
     A_t              advantages       GAE(gamma, lambda), with its graph
     grad_a A         action_grads     of each A_t with respect to its own u_t

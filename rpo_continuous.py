@@ -25,7 +25,7 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
 
 Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --capture-video    # 5 minutes, two CPU cores
 Train:   python rpo_continuous.py --env-id anymal
-         10M steps, 58 and 99 minutes, two CPU cores: 16,180 (16,390 without noise; two seeds; paper 15,674, 15,873)
+         10M steps, 58 and 99 minutes, two cores, return 16,180 (16,390 without noise; two seeds; paper 15,674, 15,873)
 """
 
 import math
@@ -113,7 +113,7 @@ class Args:
     num_iterations: tyro.conf.Suppress[int] = 0
 
 
-# tables 3 and 4 of the paper, without go1 and file, short runs of ours; of the budgets it states only ANYmal's
+# tables 3 and 4 of the paper, which states only ANYmal's budget; go1 and file are short runs of ours
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024, "ent_coef": 0.25, "kl_coef": 0.2},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128, "ent_coef": 0.2, "kl_coef": 0.25},

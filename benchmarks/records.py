@@ -48,6 +48,7 @@ SHARED_CORE = {
     "ppo_continuous__hand_reorient__1",
     "reppo_continuous__hand_reorient__1",
     "rpo_continuous__hand_reorient__1",
+    "sac_continuous__hand_reorient__1",
 }
 # results/ablations/<name>__<env_id>__<seed>.csv, see ablations.sh
 ABLATIONS = {

@@ -664,8 +664,7 @@ def _pairs_of_bodies(m, collides, listed):
 
 
 def _check_names(ignore):
-    names = [] if isinstance(ignore, str) else [*ignore]
-    unknown = [ignore] if isinstance(ignore, str) else [name for name in names if name not in IGNORABLE]
+    unknown = [ignore] if isinstance(ignore, str) else [name for name in ignore if name not in IGNORABLE]
     if unknown:
         raise ValueError(f"ignore: expected a tuple of names among {', '.join(IGNORABLE)}, got {shown(unknown[0])}")
 

@@ -93,7 +93,7 @@ def _check(path, robot, height):
             f"path: expected a robot whose root starts above the ground, got one at {height} m in {path!r}"
         )
     if not robot.articulation.gravity[1] < 0.0:
-        got = tuple(robot.model.opt.gravity.tolist())
+        got = tuple((mjcf.TO_Y_UP.T @ robot.articulation.gravity + 0.0).tolist())  # in the file's axes
         raise ValueError(f"path: expected gravity that points down (its z below 0), got {got} in {path!r}")
 
 

@@ -147,6 +147,11 @@ def test_gradients_reach_the_actions(servo_file):
         ("<freejoint/>", "", ["root has a free joint, or slides and then hinges", "got a body without a name, a body"]),
         ("<freejoint/>", '<joint/><joint type="slide"/>', ["slides and then hinges"]),
         ("<worldbody>", '<option gravity="0 0 0"/><worldbody>', ["gravity that points down", "got (0.0, 0.0, 0.0)"]),
+        (
+            "<worldbody>",
+            '<option><flag gravity="disable"/></option><worldbody>',
+            ["points down", "got (0.0, 0.0, 0.0)"],
+        ),
         ("</worldbody>", '<body pos="1 0 0"><freejoint/><geom size="0.1"/></body></worldbody>', ["one robot"]),
     ],
 )
