@@ -19,9 +19,9 @@ from benchmarks.records import (
     TASKS,
     groups_of,
     groups_of_ablation,
-    is_standard,
     read_ablations,
     read_all,
+    read_longer,
     read_one_million,
     read_paper,
     tasks_of,
@@ -166,8 +166,7 @@ def plot_horizons(runs, output):
 
 
 def main(results=RESULTS):
-    runs = [run for run in read_all(results) if is_standard(run)]
-    plot_tasks(runs, results / "longer.png")
+    plot_tasks(read_longer(results), results / "longer.png")
     million = read_one_million(results)
     plot_tasks(million, results / "1m.png")
     plot_tasks(million, results / "1m_minutes.png", against_minutes=True)

@@ -146,9 +146,9 @@ def is_run(path):
     return "__" in path.stem or not path.stem.startswith(OTHERS)
 
 
-def read_all(folder):
-    """The runs of a folder, in the order of the tables."""
-    runs = [read(path) for path in folder.glob("*.csv") if is_run(path)]
+def read_all(*folders):
+    """The runs of some folders, in the order of the tables."""
+    runs = [read(path) for folder in folders for path in folder.glob("*.csv") if is_run(path)]
     tasks, scripts = list(TASKS), list(SCRIPTS)
     return sorted(runs, key=lambda run: (tasks.index(run.env_id), scripts.index(run.script), run.steps, run.path.name))
 
@@ -165,6 +165,11 @@ def read_ablations(results):
 def read_one_million(results):
     """The runs of Benchmark-1M, see one_million.sh."""
     return read_all(results / "1m")
+
+
+def read_longer(results):
+    """The plain runs of the scripts' own lengths (paper.sh) and of ten million steps (ahac_fasttd3.sh)."""
+    return [run for run in read_all(results, results / "10m") if is_standard(run)]
 
 
 def read_paper():

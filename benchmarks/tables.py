@@ -25,6 +25,7 @@ from benchmarks.records import (
     lines_of,
     read_ablations,
     read_all,
+    read_longer,
     read_one_million,
     read_paper,
 )
@@ -95,20 +96,26 @@ def minutes_cell(group):
     return f"{median(run.minutes for run in group):.1f}"
 
 
+def machine_of(run):
+    return run.device.partition(" (family")[0]
+
+
 def minutes_by_machine(runs):
-    """The minutes of every cell, marked by the machine that most of its runs were on, and what the marks mean.
+    """The minutes of every cell, of the machine that most of its runs were on, and what the marks of machines mean.
 
     ^ marks cells with a run that shared its core.
     """
 
     def machines(runs):
-        return [name for name, _ in Counter(run.device.partition(" (family")[0] for run in runs).most_common()]
+        return [name for name, _ in Counter(machine_of(run) for run in runs).most_common()]
 
     marks = {machine: "*" * k for k, machine in enumerate(machines(runs))}
 
     def cell(group):
-        shared = "^" if any(run.path.stem in SHARED_CORE for run in group) else ""
-        return minutes_cell(group) + marks[machines(group)[0]] + shared
+        machine = machines(group)[0]
+        there = [run for run in group if machine_of(run) == machine]
+        shared = "^" if any(run.path.stem in SHARED_CORE for run in there) else ""
+        return minutes_cell(there) + marks[machine] + shared
 
     text = one_million_table(runs, cell)
     if len(marks) > 1:
@@ -177,7 +184,7 @@ def origin(runs):
 def beside_the_paper(runs, paper, page):
     """A row for every task, script and setting of the longer runs, with the paper's returns."""
     rows = []
-    for group in groups(run for run in runs if is_standard(run)):
+    for group in groups(runs):
         first = group[0]
         reference = paper.get((first.env_id, first.script))
         row = {
@@ -198,12 +205,12 @@ def beside_the_paper(runs, paper, page):
 
 def rpo_beside_its_paper(results):
     """A row for every task: RPO after one million steps, in its longest run, and in its paper."""
-    million, longer, rows = read_one_million(results), read_all(results), []
+    million, longer, rows = read_one_million(results), read_longer(results), []
     for env_id in ONE_MILLION_TASKS:
         row, reference = {"task": env_id}, read_paper()[env_id, "rpo"]
         short = groups_of(million, env_id, "rpo")
         row["1M steps"] = f"{final_cell(short[0])}, {minutes_cell(short[0])} min" if short else "not run"
-        found = groups_of((run for run in longer if is_standard(run)), env_id, "rpo")
+        found = groups_of(longer, env_id, "rpo")
         longest = max(found, key=lambda group: group[0].steps, default=None)
         row["longest run"] = "not run"
         if longest:
@@ -330,8 +337,9 @@ together, and a curve rises in steps: on tasks of 1,000 steps every 64,000 to 12
 
 ![Returns against minutes on one core](results/1m_minutes.png)
 
-Minutes of training on one core, without start-up and final evaluation; median over seeds. ^: a run shared its core with
-other work, so that this is an upper bound.
+Minutes of training on one core, without start-up and final evaluation: in the figure the mean over seeds, in the table
+the median over those on the machine that most of them ran on. ^: a run shared its core with other work, so that this is
+an upper bound.
 
 {minutes}
 
@@ -373,15 +381,14 @@ their mean.
 
 def results_page(results, page):
     """The text of RESULTS.md."""
-    runs, ablations, paper = read_all(results), read_ablations(results), read_paper()
-    million = read_one_million(results)
+    million, ablations, paper = read_one_million(results), read_ablations(results), read_paper()
     return RESULTS_PAGE.format(
         origin=origin(million),
         final=one_million_table(million, final_cell),
         minutes=minutes_by_machine(million),
         half=one_million_table(million, half_cell),
         scores=scores(million),
-        beside=beside_the_paper(runs, paper, page),
+        beside=beside_the_paper(read_longer(results), paper, page),
         ablations=with_figure(ablations_of("ant", [*ablations, *million]), results / "ablations_ant.png", page),
     )
 
