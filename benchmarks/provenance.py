@@ -34,7 +34,7 @@ def read_flags(Args):
         for number in value if isinstance(value, tuple) else (value,):
             if type(number) is int and not least <= number <= 10**9 and field.name != "seeds":  # the scripts do
                 envs.refuse(field.name, f"expected {least} to {10**9}, got {number}")
-        if field.name == "output" and value and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
+        if field.name in ("output", "video") and value is not None and not _is_free(Path(value)):
             envs.refuse(field.name, f"expected a file in an existing folder, got {value!r}")
         if field.name == "device":
             try:
@@ -42,6 +42,11 @@ def read_flags(Args):
             except ValueError as error:
                 envs.refuse(field.name, str(error).removeprefix("device: "))
     return args
+
+
+def _is_free(path):
+    """Whether a file can be written there."""
+    return path.absolute().parent.is_dir() and not path.is_dir()
 
 
 def provenance(command, device, commit=None, date=None):

@@ -176,10 +176,26 @@ def mujocos(env, policy, start, world, draw=None):
     return episodes
 
 
-def gymnasiums(env, policy, env_id, world, num_envs, seed):
-    """Episodes of Gymnasium's environment at our control rate, with its own reset, reward and end."""
-    frame_skip = round(env.dt / gymnasium.make(env_id).unwrapped.model.opt.timestep)
-    theirs, episodes = gymnasium.make(env_id, frame_skip=frame_skip), Episodes(num_envs)
+def same_robot(env_id, env, world):
+    """Gymnasium's environment at our control rate; ValueError where it is not one with the coordinates of `world`."""
+    try:
+        theirs = gymnasium.make(env_id)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"expected an environment of Gymnasium such as Ant-v5, got {env_id!r}: {error}") from None
+    sizes = [(model.nq, model.nv, model.nu) if model else None for model in (world.model, _model_of(theirs))]
+    if sizes[0] != sizes[1]:
+        expected = "one of the policy's robot with {} coordinates, {} velocities and {} motors".format(*sizes[0])
+        raise ValueError(f"expected {expected}, got {env_id} with {sizes[1] or 'no model of MuJoCo'}")
+    return gymnasium.make(env_id, frame_skip=round(env.dt / _model_of(theirs).opt.timestep))
+
+
+def _model_of(theirs):
+    return getattr(theirs.unwrapped, "model", None)
+
+
+def gymnasiums(env, policy, theirs, world, num_envs, seed):
+    """Episodes of Gymnasium's environment, with its own reset, reward and end."""
+    episodes = Episodes(num_envs)
     for row in range(num_envs):
         theirs.reset(seed=seed + row)
         data, action = theirs.unwrapped.data, torch.zeros(1, env.num_actions)
@@ -245,12 +261,17 @@ def main():
         world = Mujoco(env, args.xml)
     except ValueError as error:
         envs.refuse("xml", str(error).removeprefix("path: ").removeprefix("xml: "))
+    if args.gymnasium:
+        try:
+            theirs = same_robot(args.gymnasium, env, world)
+        except ValueError as error:
+            envs.refuse("gymnasium", str(error))
     name = os.path.basename(env_id)
     here, start = ours(env, policy, args.seed)
     there = mujocos(env, policy, start, world, filmed(env, world, frames) if args.video else None)
     rows = [*here.rows(name, "ours"), *there.rows(name, "MuJoCo")]
     if args.gymnasium:
-        found = gymnasiums(env, policy, args.gymnasium, world, args.num_envs, args.seed)
+        found = gymnasiums(env, policy, theirs, world, args.num_envs, args.seed)
         rows += found.rows(name, f"Gymnasium {args.gymnasium}")
     for line in summary(rows):
         print(line)

@@ -41,6 +41,7 @@ HOPPER = Path(__file__).parent.parent / "policies" / "rpo_hopper.pt"
         ("run", "--scripts rpo --env-ids ant --flags=--seed=7", "--flags: expected flags other than --env-id, --seed,"),
         ("run", "--scripts rpo --env-ids ant --flags='", "--flags: expected flags as a shell reads them, got"),
         ("throughput", "--train --iterations 1", "--iterations: expected at least "),
+        ("transfer", "--checkpoint x --video missing/x", "--video: expected a file in an existing folder, got "),
         ("policy", "none.pt x/y.pt", "--output: expected a file in an existing folder, got "),
         ("run", "--scripts rpo --env-ids ant --name=", "--name: expected a value, got ''"),
         ("run", "--scripts rpo --env-ids ant --name a__b", "--name: expected at most 100 letters, digits"),

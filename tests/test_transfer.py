@@ -161,3 +161,23 @@ def test_another_robot_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, e
         run(monkeypatch, "--checkpoint", checkpoint, *flags)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and words in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("Hopper-v999", "--gymnasium: expected an environment of Gymnasium such as Ant-v5, got 'Hopper-v999': "),
+        (
+            "Ant-v5",
+            "--gymnasium: expected one of the policy's robot with 6 coordinates, 6 velocities and 3 motors, got",
+        ),
+        ("CartPole-v1", "got CartPole-v1 with no model of MuJoCo"),
+    ],
+)
+def test_another_environment_of_gymnasium_is_refused_before_the_episodes(tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.setattr(transfer, "ours", None)  # which would end in an error
+    checkpoint = random_policy(tmp_path / "checkpoint.pt", str(find("gymnasium/hopper.xml")))
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "--checkpoint", checkpoint, "--gymnasium", name)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and words in error and error.count("\n") == 1, error
