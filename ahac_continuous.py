@@ -11,14 +11,14 @@ steps is misleading.
     paper            code            meaning
     s, a, r          obs, tanh(u)    normalised observation, action, reward
     pi_theta         u               u = mu + sigma eps, eps ~ N(0, 1)
-    H                horizon         a real number; a rollout has it rounded
+    H, h             horizon         a real number, and the steps of a rollout: H rounded
     c                stiffness       mean norm of J^T v: v random signs, J = d(q', qd') / d(q, qd) of one step
     C                horizon.limit() its limit: the mean of c over the first iterations, times stiffness_limit
-    lambda           horizon.dual    the dual variable of c <= C, over time the sum of c / C - 1; it may be negative
+    lambda           horizon.dual    the dual variable of c <= C: sums up c / C - 1, within bounds; may be negative
     R                returns         discounted return; the critics' value where an episode or the rollout ends
     L_theta          loss            minus the mean return per step
     V_psi            critic          two of them: their minimum is used, in R and in the targets
-    V~(s_t)          targets         TD(lambda)
+    V~(s_t)          targets         TD(lambda); G_t in the code
 
 Try:     python ahac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 """
@@ -97,12 +97,12 @@ class Args:
     num_minibatches: int = 4
     """minibatches per pass of the critics"""
     max_grad_norm: float = 0.5
-    """the gradients of the actor and of the critics are scaled down to this norm"""
+    """the gradients of the actor and of the critics are clipped to this norm"""
     max_action_grad_norm: float = math.inf
-    """the gradient of R with respect to a single action is scaled down to this norm (not in the paper)"""
+    """the gradient of R with respect to a single action is clipped to this norm (not in the paper)"""
 
 
-# as SHAC here
+# as in shac_continuous.py
 TASK_DEFAULTS = {
     "hopper": {"total_timesteps": 20_000_000, "num_envs": 1024},
     "ant": {"total_timesteps": 10_000_000, "num_envs": 128},
@@ -188,12 +188,12 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: AHAC
 class Horizon(nn.Module):
-    """H and the dual variable lambda of the constraint c <= C. No gradient leads here: both have rules of their own."""
+    """H and the dual variable lambda of the constraint c <= C. No gradient reaches them: each has a rule of its own."""
 
     def __init__(self, num_steps):
         super().__init__()
         numbers = {"length": num_steps, "dual": 0.0, "reference": 0.0}
-        numbers |= {"num_updates": 0.0, "num_steps": 0.0}  # rollouts so far, and their steps
+        numbers |= {"num_updates": 0.0, "total_steps": 0.0}  # rollouts so far, and their steps
         for name, value in numbers.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
 
@@ -206,12 +206,12 @@ class Horizon(nn.Module):
         return args.stiffness_limit * self.reference
 
     def update(self, stiffness, num_steps, args):
-        """After a rollout of num_steps with the stiffness c. In the first 10 iterations c makes the reference of C."""
-        self.num_updates, self.num_steps = self.num_updates + 1, self.num_steps + num_steps
+        """After a rollout of num_steps with the stiffness c. The first 10 only add to the mean that sets C."""
+        self.num_updates, self.total_steps = self.num_updates + 1, self.total_steps + num_steps
         if self.num_updates <= 10:
             self.reference += stiffness / 10
             return
-        # lambda <- clip(lambda + alpha_lambda (c / C - 1)): it rises while c > C; the bounds are against wind-up
+        # lambda <- clip(lambda + alpha_lambda (c / C - 1)): it rises while c > C; bounded, so that it can turn soon
         violation = stiffness / self.limit(args) - 1.0
         self.dual = (self.dual + args.horizon_dual_lr * violation).clamp(-0.05, 0.05)
         # H <- clip(H - alpha_H h lambda)
@@ -233,7 +233,7 @@ def rollout(env, actor, critic, normalizer, num_steps, args):
     """
     raw_obs = env.detach()  # the graph starts here: what came before belongs to the previous rollout's gradient
     discount, action_grads, steps = torch.ones_like(raw_obs[:, 0]), [], []
-    # the loss is - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
+    # the loss is - 1/(H N) sum_n R_n: its rows are 1/(H N) times as long as those of R
     max_norm = args.max_action_grad_norm / (num_steps * len(raw_obs))
 
     def on_backward(grad):  # called with the gradient of each u, on its way to the policy and to the earlier actions
@@ -261,13 +261,13 @@ def rollout(env, actor, critic, normalizer, num_steps, args):
         data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).amin(-1))
 
     # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-    # with a new episode gamma^t starts again at 1.  These values have a gradient, into the states where they are taken
+    # with a new episode gamma^t starts again at 1.  These values keep their graph: the gradient enters s_{t+1} too
     last = data["ends"] & ~data["terminated"]
     values = torch.zeros_like(data["rewards"])
     values[last] = critic(final_obs[last]).amin(-1)
     returns = (data["discounts"] * (data["rewards"] + args.gamma * values)).sum(0)
 
-    # data carries no gradient: whatever is learned from it reaches only the current policy and critics
+    # data is constant: the losses computed from it reach only the current policy and critics
     return {name: x.detach() for name, x in data.items()}, returns, action_grads
 
 
@@ -279,8 +279,8 @@ def policy_loss(returns, num_steps):
 def measure_stiffness(env, joint_q, joint_qd, action):
     """c, the stiffness of one step of the simulator, a number, from states and actions (H, N, ...) of a rollout.
 
-    One random step of each environment is simulated again, at the origin: elsewhere a robot's coordinates are longer
-    levers, and J grows with them.  The environments themselves do not notice.
+    One random step of each environment is simulated again, at the origin: the twist of a floating robot is taken about
+    the origin, so J grows with the distance from it.  The environments themselves do not notice.
     """
     # c = mean of |J^T v|, J = d(q', qd') / d(q, qd), v random signs: E |J^T v|^2 = |J|_F^2  (Hutchinson)
     num_steps, num_envs, _ = action.shape
@@ -326,7 +326,7 @@ def converged(losses, tolerance):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -350,7 +350,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -382,11 +382,11 @@ if __name__ == "__main__":
     if args.eval_only:
         envs.restore({"actor": actor, "normalizer": normalizer, "horizon": horizon}, checkpoint)
         if rank == 0:
-            evaluate(actor, normalizer, args, f"{run_dir}/video-{int(horizon.num_steps) * args.num_envs}")
+            evaluate(actor, normalizer, args, f"{run_dir}/video-{int(horizon.total_steps) * args.num_envs}")
         sys.exit()
     if checkpoint:
         envs.restore(parts, checkpoint)
-    first_step = int(horizon.num_steps) * args.num_envs
+    first_step = int(horizon.total_steps) * args.num_envs
     if args.total_timesteps < first_step:
         expected = f"expected the {first_step} steps of --checkpoint or more"
         envs.refuse("total_timesteps", f"{expected}, got {args.total_timesteps}")
@@ -436,13 +436,13 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of R
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R: for their norms
 
-        # ALGO LOGIC: the horizon of the next rollout
+        # ALGO LOGIC: the horizon of the next rollout; after backward(), which needs the simulator's buffers
         stiffness = measure_stiffness(env, data.pop("joint_q"), data.pop("joint_qd"), data.pop("action"))
         horizon.update(stiffness, num_steps, args)
 
-        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        # only now: all observations of an iteration share one normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch
@@ -465,7 +465,7 @@ if __name__ == "__main__":
                 v_loss.backward()
                 critic_norms.append(clip_grad_norm_(critic.parameters(), args.max_grad_norm, error_if_nonfinite=True))
                 critic_optimizer.step()
-                v_losses.append(v_loss.detach())
+                v_losses.append(v_loss.detach())  # only compared and logged
             pass_loss = torch.stack(v_losses[pass_start:]).mean()
             if world_size > 1:  # all processes stop after the same pass
                 dist.all_reduce(pass_loss.div_(world_size))

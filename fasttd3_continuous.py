@@ -109,7 +109,7 @@ class Args:
     num_atoms: int = 101
     """K"""
     max_grad_norm: float = math.inf
-    """the gradients of the actor and of the critics are scaled down to this norm"""
+    """the gradients of the actor and of the critics are clipped to this norm"""
 
     # to be filled in runtime
     num_iterations: tyro.conf.Suppress[int] = 0
@@ -325,7 +325,7 @@ def policy_loss(actor, critic, obs):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -354,7 +354,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)

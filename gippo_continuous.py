@@ -107,7 +107,7 @@ class Args:
     target_critic_keep: float = 0.2
     """share of themselves that the target critics keep after an iteration; the rest comes from the critics"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this norm"""
+    """gradients are clipped to this norm"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -369,7 +369,7 @@ def critic_loss(critic, obs, targets):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -396,7 +396,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -478,7 +478,7 @@ if __name__ == "__main__":
         finite = action_grads.norm(dim=-1).isfinite()
         data["action_grads"] = torch.where(finite[..., None], action_grads, 0.0)  # 0: the action stays where it is
 
-        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        # only now: all observations of an iteration share one normalisation
         normalizer.update(all_rows(data["raw_obs"].flatten(0, 1)))
 
         # flatten the batch

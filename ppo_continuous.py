@@ -93,7 +93,7 @@ class Args:
     ent_coef: float = 0.0
     """c_2, weight of the entropy"""
     max_grad_norm: float = 0.5
-    """the gradients of the actor and of the critic are scaled down to this norm"""
+    """the gradients of the actor and of the critic are clipped to this norm"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -291,7 +291,7 @@ def adapted_learning_rate(lr, kl, target_kl):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -317,7 +317,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -393,7 +393,7 @@ if __name__ == "__main__":
         return_normalizer.update(data["returns"].flatten()[:, None])
         data["targets"] = return_normalizer(data["returns"])
 
-        # only now: within an iteration the policy and the critic must see one and the same normalisation
+        # only now: all observations of an iteration share one normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch

@@ -125,7 +125,7 @@ class Args:
     aux_coef: float = 1.0
     """weight of the self-prediction loss; 0: none"""
     max_grad_norm: float = 0.5
-    """the gradients of the actor and of the critic are scaled down to this norm"""
+    """the gradients of the actor and of the critic are clipped to this norm"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -400,7 +400,7 @@ def policy_loss(actor, critic, multipliers, data, args):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -430,7 +430,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -506,7 +506,7 @@ if __name__ == "__main__":
         targets = td_lambda_targets(rewards, next_values, next_bonuses, data["ends"], args.gamma, args.td_lambda)
         torch.set_num_threads(num_threads)
 
-        # only now: within an iteration the policy and the critic must see one and the same normalisation
+        # only now: all observations of an iteration share one normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch

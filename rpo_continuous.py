@@ -17,11 +17,12 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
     f_theta(eps; s)  u               the action before tanh: u = mu + sigma eps, eps ~ N(0, 1); atanh(a) would overflow
     eps_reg          eps_reg         the noise with which the current policy produces the stored u
     R(tau)           returns         discounted return with entropy bonus; V where an episode or the rollout ends
+    V, G             critic          two critics, of which the mean is used; G: their TD(lambda) targets
     grad_a R         action_grads    cached with respect to u: grad_u R = (1 - a^2) grad_a R
     rho              ratio           pi_theta(a|s) / pi_old(a|s), over all action dimensions jointly
     c_low, c_high    clip_low/high   a sample counts while 1 - c_low <= rho <= 1 + c_high
     lambda_KL        kl_coef         weight of KL(pi_old || pi_theta)
-    lambda_ent, h    ent_coef        weight of the entropy h: in the reward for later states, in the loss for this one
+    lambda_ent, h    ent_coef        weight of the entropy h: in every reward, and once more in the loss
 
 Try:     python rpo_continuous.py --env-id anymal --total-timesteps 700000 --capture-video    # 5 minutes, two CPU cores
 Train:   python rpo_continuous.py --env-id anymal
@@ -76,7 +77,7 @@ class Args:
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
-    """H, length of the differentiated rollout (16 to 64)"""
+    """H, length of the differentiated rollout; beyond 32 the backward pass simulates some steps twice"""
     learning_rate: float = 5e-4
     """of the actor"""
     critic_learning_rate: float = 5e-4
@@ -94,7 +95,7 @@ class Args:
     num_minibatches: int = 4
     """minibatches per pass of the critics"""
     surrogate_coef: float = 1.0
-    """weight of the surrogate, a mean over time; the value of --num-steps makes it the paper's sum"""
+    """lambda_surr, weight of a mean over time; the value of --num-steps makes it the paper's sum"""
     clip_low: float = 0.8
     """c_low; inf: no lower bound"""
     clip_high: float = 1.0
@@ -104,9 +105,9 @@ class Args:
     ent_coef: float | None = None
     """lambda_ent; default: the task's"""
     max_grad_norm: float = 0.5
-    """the gradients of the actor and of the critics are scaled down to this norm"""
+    """the gradients of the actor and of the critics are clipped to this norm"""
     max_action_grad_norm: float = math.inf
-    """the gradient of R with respect to a single action is scaled down to this norm (not in the paper)"""
+    """the gradient of R with respect to a single action is clipped to this norm (not in the paper)"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -198,7 +199,7 @@ class ObsNormalizer(nn.Module):
 
 # ALGO LOGIC: RPO
 def squashed_entropy(mean, log_std):
-    """h: the entropy of tanh(u), from one fresh sample per state, scaled: its target -A/2 becomes 0, +A/2 becomes 1."""
+    """h: the entropy of tanh(u), from one fresh sample per state, scaled: -A/2 becomes 0, +A/2 becomes 1."""
     u = mean + log_std.exp() * torch.randn_like(mean)
     # entropy = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
@@ -240,23 +241,22 @@ def rollout(env, actor, critic, normalizer, args):
     with torch.no_grad():  # for the targets of the critics, which are numbers
         data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).mean(-1))
 
-    # R = sum_t gamma^t r_t, plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-    # with a new episode gamma^t starts again at 1.  These values have a gradient, into the states where they are taken
+    # R = sum_t gamma^t (r_t + lambda_ent h_t), plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
+    # with a new episode gamma^t starts again at 1.  These values keep their graph: the gradient enters s_{t+1} too
     last = data["ends"] & ~data["terminated"]
     values = torch.zeros_like(data["rewards"])
     values[last] = critic(final_obs[last]).mean(-1)
     returns = (data["discounts"] * (data["rewards"] + args.gamma * values)).sum(0)
 
-    # data carries no gradient: whatever is learned from it reaches only the current policy and critics
+    # data is constant: the losses computed from it reach only the current policy and critics
     return {name: x.detach() for name, x in data.items()}, returns, us
 
 
 def action_gradients(returns, us):
     """grad_u R (H, N, A): one backward pass through the simulator (BPTT), cached for all epochs.
 
-    The actions are inner nodes of the graph, so this is the total derivative: it includes the effect of u_t on all
-    later states and on the actions that the policy takes there, and the factor gamma^t.  No gradient is computed for
-    the weights of the actor and the critics.
+    The actions are inner nodes of the graph, so this is the total derivative: it includes gamma^t and the effect of u_t
+    on all later states and on the actions taken there.  The weights of the actor and the critics get no gradient.
     """
     return torch.stack(torch.autograd.grad(returns.sum(), us))  # environments are independent: the sum mixes nothing
 
@@ -288,7 +288,7 @@ def policy_loss(actor, data, args):
     u = regenerate(data["u"], mean, log_std)
 
     # rho corrects for actions drawn by the old policy.  It and the clipping are constants: the gradient is u's (eq. 11)
-    with torch.no_grad():  # clamped, for inf * 0 is NaN
+    with torch.no_grad():  # clamped, because inf * 0 is NaN
         ratio = log_ratio(data["u"], mean, log_std, data["mean"], data["log_std"]).clamp(-20.0, 20.0).exp()
         keep = (ratio >= 1.0 - args.clip_low) & (ratio <= 1.0 + args.clip_high)
 
@@ -298,7 +298,7 @@ def policy_loss(actor, data, args):
     kl = gaussian_kl(data["mean"], data["log_std"], mean, log_std).mean()
     entropy = squashed_entropy(mean, log_std).mean()
     loss = -(args.surrogate_coef * surrogate - args.kl_coef * kl + args.ent_coef * entropy)
-    return loss, {"kept": keep.float().mean(), "ratio_max": ratio.max(), "entropy": entropy.detach()}
+    return loss, {"kept": keep.float().mean(), "ratio_max": ratio.max(), "entropy": entropy.detach()}  # for the log
 
 
 def td_lambda_targets(rewards, next_values, ends, gamma, lam):
@@ -319,7 +319,7 @@ def critic_loss(critic, obs, targets):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -345,7 +345,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -422,7 +422,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         data["action_grads"] = limit_rows(action_grads, args.max_action_grad_norm)
 
-        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        # only now: all observations of an iteration share one normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch

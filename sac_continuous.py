@@ -99,7 +99,7 @@ class Args:
     alpha_learning_rate: float = 5e-3
     """of log alpha"""
     max_grad_norm: float = 0.5
-    """the gradients of the actor, the critics and log alpha are scaled down to this norm"""
+    """the gradients of the actor, the critics and log alpha are clipped to this norm"""
 
     # to be filled in runtime
     num_iterations: tyro.conf.Suppress[int] = 0
@@ -315,7 +315,7 @@ def temperature_loss(alpha, entropy, num_actions):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -341,7 +341,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)

@@ -17,7 +17,7 @@ respect to the policy's weights.  SAPO is SHAC with the return of maximum-entrop
     alpha            alpha           the temperature: weight of the scaled entropy
     L_theta          loss            minus the mean soft return per step
     V_soft           critic          two of them: their mean is used in R, their minimum in the targets
-    V~(s_t)          targets         TD(lambda)
+    V~(s_t)          targets         TD(lambda); G_t in the code
 
 Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Train:   python sapo_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
@@ -95,9 +95,9 @@ class Args:
     autotune: bool = True
     """adapt the temperature so that the entropy stays near its target"""
     max_grad_norm: float = 0.5
-    """the gradients of the actor and of the critics are scaled down to this norm"""
+    """the gradients of the actor and of the critics are clipped to this norm"""
     max_action_grad_norm: float = math.inf
-    """the gradient of R with respect to a single action is scaled down to this norm (not in the paper)"""
+    """the gradient of R with respect to a single action is clipped to this norm (not in the paper)"""
 
     # to be filled in runtime
     batch_size: tyro.conf.Suppress[int] = 0
@@ -201,7 +201,7 @@ class Temperature(nn.Module):
 
 # ALGO LOGIC: SAPO
 def squashed_entropy(mean, log_std):
-    """h: the entropy of tanh(u), from one fresh sample per state, scaled: its target -A/2 becomes 0, +A/2 becomes 1."""
+    """h: the entropy of tanh(u), from one fresh sample per state, scaled: -A/2 becomes 0, +A/2 becomes 1."""
     u = mean + log_std.exp() * torch.randn_like(mean)
     # entropy = sum_d [ log sigma + (1 + log 2 pi) / 2 + log(1 - tanh(u)^2) ]
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))
@@ -224,7 +224,7 @@ def rollout(env, actor, critic, normalizer, alpha, args):
     """
     raw_obs = env.detach()  # the graph starts here: what came before belongs to the previous rollout's gradient
     discount, action_grads, steps = torch.ones_like(raw_obs[:, 0]), [], []
-    # the loss is - 1/(H N) sum_n R_n, and its rows are shorter than those of R by H N
+    # the loss is - 1/(H N) sum_n R_n: its rows are 1/(H N) times as long as those of R
     max_norm = args.max_action_grad_norm / (args.num_steps * len(raw_obs))
 
     def on_backward(grad):  # called with the gradient of each u, on its way to the policy and to the earlier actions
@@ -251,13 +251,13 @@ def rollout(env, actor, critic, normalizer, alpha, args):
         data["next_values"] = torch.where(data["terminated"], 0.0, critic(final_obs).amin(-1))
 
     # R = sum_t gamma^t (r_t + alpha h_t), plus gamma^(t+1) V(s_{t+1}) where an episode or the rollout ends;
-    # with a new episode gamma^t starts again at 1.  These values have a gradient, into the states where they are taken
+    # with a new episode gamma^t starts again at 1.  These values keep their graph: the gradient enters s_{t+1} too
     last = data["ends"] & ~data["terminated"]
     values = torch.zeros_like(data["rewards"])
     values[last] = critic(final_obs[last]).mean(-1)
     returns = (data["discounts"] * (data["rewards"] + alpha * data["entropies"] + args.gamma * values)).sum(0)
 
-    # data carries no gradient: whatever is learned from it reaches only the current policy and critics
+    # data is constant: the losses computed from it reach only the current policy and critics
     return {name: x.detach() for name, x in data.items()}, returns, action_grads
 
 
@@ -297,7 +297,7 @@ def critic_loss(critic, obs, targets):
 
 
 def evaluate(actor, normalizer, args, film):
-    """Undiscounted returns of the policy with and without its noise, printed and as metrics; see envs/evaluate.py."""
+    """Undiscounted returns of the policy with and without its noise, printed and returned; see envs/evaluate.py."""
     env, metrics = envs.make(args.env_id, num_envs=args.num_eval_envs, device=normalizer.mean.device), {}
     for tag, deterministic in (("eval/", False), ("eval/deterministic_", True)):
         policy = lambda obs, mode=deterministic: actor.act(normalizer(obs), mode)  # noqa: E731
@@ -323,7 +323,7 @@ if __name__ == "__main__":
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # chosen before the first product
+    machine = {"device": device, "float32 products on the CPU": envs.use_onednn()}  # before any matrix product
 
     # TRY NOT TO MODIFY: seeding
     torch.manual_seed(args.seed)
@@ -409,7 +409,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of R
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R: for their norms
 
         # ALGO LOGIC: one step of the temperature; the targets of the critics use the new one
         if args.autotune:
@@ -419,7 +419,7 @@ if __name__ == "__main__":
             alpha_optimizer.step()
         rewards = data["rewards"] + temperature().item() * data["entropies"]  # a number: no gradient through targets
 
-        # only now: within an iteration the policy and the critics must see one and the same normalisation
+        # only now: all observations of an iteration share one normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))
 
         # flatten the batch

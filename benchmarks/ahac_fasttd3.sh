@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is asked of AHAC and FastTD3, beside Benchmark-1M (one_million.sh).
+# Arms of AHAC and FastTD3 beside Benchmark-1M (one_million.sh); AHAC at its full length: full_length.sh.
 #
 #     taskset -c 1 bash benchmarks/ahac_fasttd3.sh 1             # the seed
 #     bash benchmarks/ahac_fasttd3.sh 1 --list                   # one command per run, for other machines
@@ -16,6 +16,3 @@ python -m benchmarks.run --scripts ahac --env-ids ant anymal humanoid hand_reori
 
 # SAC with as many updates and samples per environment step as FastTD3
 python -m benchmarks.run --scripts sac --env-ids hopper ant --seeds "$seed" --results $arms --name sac_many_updates --flags="--total-timesteps 1000000 --num-envs 128 --num-updates 256 --batch-size 256" "${@:2}"
-
-# AHAC at its full length, beside SHAC and RPO
-python -m benchmarks.run --scripts ahac shac rpo --env-ids ant anymal --seeds "$seed" --results benchmarks/results/10m --folder runs/10m --flags="--total-timesteps 10000000" "${@:2}"

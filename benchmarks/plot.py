@@ -2,7 +2,7 @@
 
 results/1m.png, 1m_minutes.png, 1m_kl.png: Benchmark-1M; results/longer.png: longer runs;
 results/ablations_<env_id>.png; results/scaling_<device>.png: speed against the number of environments;
-results/1m/horizons.png and results/10m/horizons.png: AHAC's horizon during training.
+results/1m/horizons.png and results/full/horizons.png: AHAC's horizon during training.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from benchmarks.records import (
     TASKS,
     groups_of,
     groups_of_ablation,
+    on_one_machine,
     read_ablations,
-    read_all,
     read_longer,
     read_one_million,
     read_paper,
@@ -46,13 +46,21 @@ def curve(group, column):
     return np.array(steps), np.array([np.interp(steps, *zip(*values)) for values in logged])
 
 
-def draw(ax, group, column, label, color, line, against_minutes=False):
-    """The mean over runs, against steps or wall clock, and of several runs the 95 % interval of the mean as a band."""
+def draw(ax, group, column, label, color, line, against_minutes=False, bins=None):
+    """The mean over runs, against steps or wall clock, and of several runs the 95 % interval of the mean as a band.
+
+    bins: into how many means of neighbouring values the curve is condensed; default: none.
+    """
+    group = on_one_machine(group) if against_minutes else group
     x, values = curve(group, column)
     if against_minutes:
         x = np.mean([np.interp(x, *zip(*sorted(run.logged("wall_s").items()))) / 60 for run in group], axis=0)
     else:
         x = x / 1e6
+    if bins:
+        bins = min(bins, len(x))
+        x = np.array([part.mean() for part in np.array_split(x, bins)])
+        values = np.stack([part.mean(1) for part in np.array_split(values, bins, axis=1)], axis=1)
     ax.plot(x, values.mean(0), color=color, linestyle=line, linewidth=1.3, label=label)
     if len(group) > 1:
         ax.fill_between(x, *mean_interval(values), color=color, alpha=0.2, linewidth=0)
@@ -74,13 +82,17 @@ def with_style(runs, env_id):
             yield script, line, group
 
 
-def finish(figure, axes, output, ncols):
-    """One legend below all axes, every label once."""
+def finish(figure, axes, output, ncols=2, corner=None):
+    """One legend, every label once: below all axes, or in a corner that is left free for it."""
     handles = {}
     for ax in axes:
         ax.grid(alpha=0.3)
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=ncols, fontsize=9, frameon=False)
+    legend = {"ncols": ncols, "frameon": False, "fontsize": 9 if corner is None else 12}
+    if corner is None:
+        figure.legend(handles.values(), handles, loc="outside lower center", **legend)
+    else:
+        corner.legend(handles.values(), handles, loc="center", **legend)
     figure.savefig(output, dpi=110)
     plt.close(figure)
     print(output)
@@ -88,15 +100,20 @@ def finish(figure, axes, output, ncols):
 
 def plot_tasks(runs, output, against_minutes=False):
     """Returns of all scripts, a panel per task."""
-    figure, axes = plt.subplots(1, len(ONE_MILLION_TASKS), figsize=(16, 3.8), layout="constrained")
-    for ax, env_id in zip(axes, ONE_MILLION_TASKS):
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
+    *axes, corner = axes.flat
+    for ax, env_id in zip(axes, ONE_MILLION_TASKS, strict=True):
         for script, line, group in with_style(runs, env_id):
-            draw(ax, group, "episodic_return", SCRIPTS[script], COLORS[script], line, against_minutes)
+            draw(ax, group, "episodic_return", SCRIPTS[script], COLORS[script], line, against_minutes, bins=50)
         draw_paper(ax, env_id)
         xlabel = "minutes on one core" if against_minutes else "environment steps [million]"
         ax.set(title=env_id, xlabel=xlabel, xscale="log" if against_minutes else "linear")
-    axes[0].set_ylabel("return (mean of the last 100 episodes)")
-    finish(figure, axes, output, ncols=len(SCRIPTS) + 1)
+        if against_minutes:
+            ax.set_xlim(left=0.3)
+    for ax in (axes[0], axes[3]):
+        ax.set_ylabel("return (mean of the last 100 episodes)")
+    corner.axis("off")
+    finish(figure, axes, output, corner=corner)
 
 
 def plot_kl(runs, output, env_id="humanoid", scripts=("rpo", "shac", "sapo")):
@@ -124,7 +141,7 @@ def plot_ablations(env_id, runs, output):
     for position, name in enumerate(variants):
         for group in groups_of_ablation(runs, env_id, name):
             for ax, column in zip(axes, ("episodic_return", "effective_sample_ratio", "ratio_max")):
-                draw(ax, group, column, ABLATIONS[name], f"C{position}", "-")
+                draw(ax, group, column, ABLATIONS[name], f"C{position}", LINES[position % len(LINES)])
     for ax, title in zip(axes, ("return", "effective sample ratio", "largest ratio of an epoch")):
         ax.set(xlabel="environment steps [million]", ylabel=title)
     axes[0].set_title(env_id)
@@ -176,7 +193,7 @@ def main(results=RESULTS):
         plot_ablations(env_id, ablations, results / f"ablations_{env_id}.png")
     for path in results.glob("scaling_*.csv"):
         plot_scaling(path)
-    for name, found in {"1m": million, "10m": read_all(results / "10m")}.items():
+    for name, found in {"1m": million, "full": read_longer(results)}.items():
         adaptive = [run for run in found if run.script == "ahac"]
         if adaptive:
             plot_horizons(adaptive, results / name / "horizons.png")

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,8 +168,8 @@ def read_one_million(results):
 
 
 def read_longer(results):
-    """The plain runs of the scripts' own lengths (paper.sh) and of ten million steps (ahac_fasttd3.sh)."""
-    return [run for run in read_all(results, results / "10m") if is_standard(run)]
+    """The plain runs of the scripts' own lengths, full_length.sh, and older ones."""
+    return [run for run in read_all(results, results / "full") if is_standard(run)]
 
 
 def read_paper():
@@ -203,6 +203,16 @@ def groups_of(runs, env_id, script):
 def groups_of_ablation(runs, env_id, name):
     """The unchanged algorithm, `rpo`, may come from the plain runs, which are called rpo_continuous."""
     return groups(run for run in runs if (run.env_id, run.name.removesuffix("_continuous")) == (env_id, name))
+
+
+def machine_of(run):
+    return run.device.partition(" (family")[0]
+
+
+def on_one_machine(group):
+    """The runs on the machine that most of them were on: wall clocks of several do not compare."""
+    (machine, _), *_ = Counter(machine_of(run) for run in group).most_common(1)
+    return [run for run in group if machine_of(run) == machine]
 
 
 def tasks_of(runs):

@@ -142,13 +142,14 @@ def all_runs(args):
 
 
 def command_of(run, args):
-    """The command of this module that does one run and collects its results."""
+    """The command of this module that does one run and collects its results, with OMP_NUM_THREADS where it is set."""
+    threads = f"OMP_NUM_THREADS={shlex.quote(value)} " if (value := os.environ.get("OMP_NUM_THREADS")) else ""
     words = ["python", "-m", "benchmarks.run", "--scripts", run.script, "--env-ids", run.env_id]
     words += ["--seeds", str(run.seed), *(["--name", args.name] if args.name else [])]
     words += [f"--flags={args.flags}"] if args.flags else []
     words += ["--folder", str(args.folder)] if args.folder != Args.folder else []
     words += ["--results", str(args.results)] if args.results != Args.results else []
-    return shlex.join(words)
+    return threads + shlex.join(words)
 
 
 def still_to_do(runs):

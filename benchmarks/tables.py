@@ -4,6 +4,7 @@ A number in them comes from a results file or from paper.csv, nowhere else.
 """
 
 import csv
+import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -17,12 +18,14 @@ from benchmarks.records import (
     ROOT,
     SCRIPTS,
     SHARED_CORE,
+    TASKS,
     final_returns,
-    groups,
     groups_of,
     groups_of_ablation,
     is_standard,
     lines_of,
+    machine_of,
+    on_one_machine,
     read_ablations,
     read_all,
     read_longer,
@@ -92,30 +95,28 @@ def final_cell(group):
     return spread(final_returns(group)) + few
 
 
+def deterministic_cell(group):
+    return spread(final_returns(group, "deterministic_"))
+
+
+def typical_minutes(group):
+    """The median over the runs on the machine that most of them were on."""
+    return median(run.minutes for run in on_one_machine(group))
+
+
 def minutes_cell(group):
-    return f"{median(run.minutes for run in group):.1f}"
-
-
-def machine_of(run):
-    return run.device.partition(" (family")[0]
+    """^ marks a run that shared its core."""
+    shared = any(run.path.stem in SHARED_CORE for run in on_one_machine(group))
+    return f"{typical_minutes(group):.1f}" + ("^" if shared else "")
 
 
 def minutes_by_machine(runs):
-    """The minutes of every cell, of the machine that most of its runs were on, and what the marks of machines mean.
-
-    ^ marks cells with a run that shared its core.
-    """
-
-    def machines(runs):
-        return [name for name, _ in Counter(machine_of(run) for run in runs).most_common()]
-
-    marks = {machine: "*" * k for k, machine in enumerate(machines(runs))}
+    """The minutes of every cell, and marks of the machines that they were measured on, with their meaning."""
+    machines = [machine for machine, _ in Counter(map(machine_of, runs)).most_common()]
+    marks = {machine: "*" * k for k, machine in enumerate(machines)}
 
     def cell(group):
-        machine = machines(group)[0]
-        there = [run for run in group if machine_of(run) == machine]
-        shared = "^" if any(run.path.stem in SHARED_CORE for run in there) else ""
-        return minutes_cell(there) + marks[machine] + shared
+        return minutes_cell(group) + marks[machine_of(on_one_machine(group)[0])]
 
     text = one_million_table(runs, cell)
     if len(marks) > 1:
@@ -182,25 +183,31 @@ def origin(runs):
 
 # tables of the other runs
 def beside_the_paper(runs, paper, page):
-    """A row for every task, script and setting of the longer runs, with the paper's returns."""
+    """A row for every task, script and setting of the longer runs, with the paper's returns; also where nothing ran."""
     rows = []
-    for group in groups(runs):
-        first = group[0]
-        reference = paper.get((first.env_id, first.script))
-        row = {
-            "task": first.env_id,
-            "script": SCRIPTS[first.script],
-            "seeds": ", ".join(link(run.path, page, run.seed) for run in group),
-            "steps": millions(first.steps),
-            "stochastic": spread(final_returns(group)),
-            "deterministic": spread(final_returns(group, "deterministic_")),
-            "paper, steps": reference["steps"] if reference else "-",
-            "paper, stochastic": published(reference, "stochastic"),
-            "paper, deterministic": published(reference, "deterministic"),
-            "commit": ", ".join(dict.fromkeys(run.commit for run in group)),
-        }
-        rows.append(row)
+    for env_id, script in itertools.product(TASKS, SCRIPTS):
+        reference = paper.get((env_id, script))
+        for group in groups_of(runs, env_id, script) or ([[]] if reference else []):
+            row = {"task": env_id, "script": SCRIPTS[script]}
+            row |= run_at_length(group, page) if group else dict.fromkeys(LENGTH_COLUMNS, "-") | {"seeds": "not run"}
+            row["paper, steps"] = reference["steps"] if reference else "-"
+            row["paper, stochastic"] = published(reference, "stochastic")
+            row["paper, deterministic"] = published(reference, "deterministic")
+            rows.append(row | {"commit": ", ".join(dict.fromkeys(run.commit for run in group)) or "-"})
     return table(rows)
+
+
+LENGTH_COLUMNS = ("seeds", "steps", "flags", "stochastic", "deterministic")
+
+
+def run_at_length(group, page):
+    """The cells of the runs of one setting that differ in their seed only."""
+    seeds = ", ".join(link(run.path, page, run.seed) for run in group)
+    flags = re.sub(r",? then .*| --total-timesteps \S+", "", group[0].settings.removeprefix(group[0].env_id)).strip(
+        " ,;"
+    )
+    returns = [spread(final_returns(group, kind)) for kind in ("", "deterministic_")]
+    return dict(zip(LENGTH_COLUMNS, (seeds, millions(group[0].steps), code(flags) if flags else "-", *returns)))
 
 
 def rpo_beside_its_paper(results):
@@ -209,7 +216,7 @@ def rpo_beside_its_paper(results):
     for env_id in ONE_MILLION_TASKS:
         row, reference = {"task": env_id}, read_paper()[env_id, "rpo"]
         short = groups_of(million, env_id, "rpo")
-        row["1M steps"] = f"{final_cell(short[0])}, {minutes_cell(short[0])} min" if short else "not run"
+        row["1M steps, minutes"] = f"{final_cell(short[0])}, {minutes_cell(short[0])}" if short else "not run"
         found = groups_of(longer, env_id, "rpo")
         longest = max(found, key=lambda group: group[0].steps, default=None)
         row["longest run"] = "not run"
@@ -246,7 +253,7 @@ def core_hours(runs, paper):
             found, reference = groups_of(runs, env_id, script), paper.get((env_id, script))
             if found and reference:
                 steps = 1e6 * float(reference["steps"].removeprefix("about ").removesuffix("M"))
-                hours = 12 * steps / found[0][0].steps * median(run.minutes for run in found[0]) / 60
+                hours = 12 * steps / found[0][0].steps * typical_minutes(found[0]) / 60
                 total += hours
                 row[title] = f"{hours:.0f}"
             else:
@@ -307,6 +314,18 @@ def training(path, page):
     return origin + table(rows)
 
 
+def arms(results, columns, env_ids=ONE_MILLION_TASKS):
+    """A row for every task; columns: names of runs of Benchmark-1M or of its arms, by their titles."""
+    runs, rows = [*read_one_million(results), *read_all(results / "arms")], []
+    for env_id in env_ids:
+        row = {"task": env_id}
+        for title, name in columns.items():
+            found = [run for run in runs if (run.env_id, run.name) == (env_id, name)]
+            row[title] = final_cell(found) if found else "not run"
+        rows.append(row)
+    return table(rows)
+
+
 # pages
 RESULTS_PAGE = """# Results
 
@@ -323,23 +342,28 @@ states only ANYmal's budget; "about" marks our estimates of the others.
 Every script for 1,000,000 steps, rounded down to whole rollouts, on one core with one thread
 ([one_million.sh](one_million.sh)). Settings are each script's own for the task, and learning rate schedules end with
 the budget. On hopper all use 128 environments: the default of most, 1,024, suits 20M steps and would give only 30
-rollouts (REPPO's is 256, SAC's 64, FastTD3's 128). With them PPO's minibatches have 256 steps instead of 2,048, and SAC
-makes half as many updates per step as elsewhere. AHAC is our reading of its paper, not the released code
+rollouts (REPPO's is 256, SAC's 64, FastTD3's 128). With them the critics' minibatches of RPO, SHAC, SAPO and AHAC have
+1,024 steps instead of 8,192, PPO's 256 instead of 2,048 and REPPO's 512 instead of 1,024, and SAC makes half as many
+updates per step as elsewhere. AHAC is our reading of its paper, not the released code
 ([ahac.md](../docs/ahac.md)). {origin}
 
 ![Returns against steps](results/1m.png)
 
 Lines are means over seeds, bands their 95 % bootstrap interval, which for two or three seeds is their range. Curves are
-means over the last 100 finished episodes, and lag behind the policy. Environments start together, so many episodes end
-together, and a curve rises in steps: on tasks of 1,000 steps every 64,000 to 128,000.
+means over the last 100 finished episodes, averaged in 50 bins, and lag behind the policy. Environments start together,
+so many episodes end together, and a curve rises in steps: on tasks of 1,000 steps every 64,000 to 128,000.
 
 {final}
 
+Without noise, each policy's mean action (FastTD3's exploration noise, 0.1 to 0.4, costs its returns above the most):
+
+{deterministic}
+
 ![Returns against minutes on one core](results/1m_minutes.png)
 
-Minutes of training on one core, without start-up and final evaluation: in the figure the mean over seeds, in the table
-the median over those on the machine that most of them ran on. ^: a run shared its core with other work, so that this is
-an upper bound.
+Minutes of training on one core, without start-up and final evaluation, on the machine that most of a cell's runs were
+on: in the figure their mean, in the table their median. ^: a run shared its core with other work, so that this is an
+upper bound.
 
 {minutes}
 
@@ -350,9 +374,10 @@ Steps until the curve reaches half of the paper's return of RPO; median over see
 Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all tasks
 and the seeds that have run on every one of them, with three or more seeds also its interval, from a bootstrap that
 resamples seeds within tasks. Reliable: of the runs whose curve reaches a tenth of the paper's return, those that from
-there on never fall below 0.9 of their highest value so far; on the hand, where a mean of 100 returns has a standard
-error of about 12, noise alone can cause such a fall. Largest drop: of the curve below its highest value so far, in
-units of the paper's return.
+there on never fall below 0.9 of their highest value so far. (REPPO's paper counts runs that never fall below 0.9 of a
+known best return once they have reached it; few do so in a million steps.) On the hand, where a mean of 100 returns has
+a standard error of about 12, noise alone can cause such a fall. Largest drop: of the curve below its highest value so
+far, in units of the paper's return.
 
 {scores}
 
@@ -363,6 +388,9 @@ units of the paper's return.
 KL(old policy || new policy) per iteration beside the return, as in figure 1 of the RPO paper: one line per seed.
 
 ## Longer runs beside the paper
+
+Runs of several commits; each file names its own. Flags: those given beside the task's defaults, `--seed` and
+`--total-timesteps`.
 
 {beside}
 
@@ -381,20 +409,24 @@ their mean.
 
 def results_page(results, page):
     """The text of RESULTS.md."""
-    million, ablations, paper = read_one_million(results), read_ablations(results), read_paper()
+    million, paper = read_one_million(results), read_paper()
+    rpo = [run for run in [*read_ablations(results), *million] if run.script == "rpo"]
     return RESULTS_PAGE.format(
         origin=origin(million),
         final=one_million_table(million, final_cell),
+        deterministic=one_million_table(million, deterministic_cell),
         minutes=minutes_by_machine(million),
         half=one_million_table(million, half_cell),
         scores=scores(million),
         beside=beside_the_paper(read_longer(results), paper, page),
-        ablations=with_figure(ablations_of("ant", [*ablations, *million]), results / "ablations_ant.png", page),
+        ablations=with_figure(ablations_of("ant", rpo), results / "ablations_ant.png", page),
     )
 
 
 def with_figure(text, path, page):
-    return f"{text}\n\n!{link(path, page, path.stem)}" if path.exists() else text
+    return (
+        f"{text}\n\n!{link(path, page, 'Return, effective sample ratio and largest ratio')}" if path.exists() else text
+    )
 
 
 def filled_results(results, page):
@@ -482,7 +514,7 @@ def transfers_in_short(results, page):
         among = by_simulator(path)
         here, there = (mean(float(line["return"]) for line in among[name]) for name in ("ours", "MuJoCo"))
         robot = re.sub(r"_\d+$", "", path.stem.removeprefix("transfer_"))
-        robots[robot].append(link(path, page, f"{here:.0f} and {there:.0f}"))
+        robots[robot].append(link(path, page, f"{here:.0f}, {there:.0f}"))
     return "; ".join(f"{robot} {', '.join(policies)}" for robot, policies in robots.items()) + "."
 
 
@@ -553,6 +585,18 @@ def filled_robustness(results, page):
     return text
 
 
+def filled_ahac(results, page):
+    """The text of docs/ahac.md, with the table between its markers made anew."""
+    columns = {"SHAC": "shac_continuous", "AHAC, horizon fixed": "ahac_fixed_horizon", "AHAC": "ahac_continuous"}
+    return filled(page.read_text(), "fixed horizon", arms(results, columns))
+
+
+def filled_fasttd3(results, page):
+    """The text of docs/fasttd3.md, with the table between its markers made anew."""
+    columns = {"SAC": "sac_continuous", "SAC, FastTD3's samples": "sac_many_updates", "FastTD3": "fasttd3_continuous"}
+    return filled(page.read_text(), "samples", arms(results, columns, ("hopper", "ant")))
+
+
 def filled(text, name, block):
     pattern = rf"(<!-- {name}: begin.*? -->\n).*?(<!-- {name}: end -->)"
     if not re.search(pattern, text, re.DOTALL):
@@ -567,6 +611,8 @@ PAGES = {
     ROOT / "docs" / "performance.md": filled_performance,
     ROOT / "docs" / "robustness.md": filled_robustness,
     ROOT / "docs" / "robots.md": filled_robots,
+    ROOT / "docs" / "ahac.md": filled_ahac,
+    ROOT / "docs" / "fasttd3.md": filled_fasttd3,
 }
 
 

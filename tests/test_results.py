@@ -163,6 +163,23 @@ def test_the_tables_of_benchmark_1m(results):
     assert tables.scores([run_ for run_ in runs if run_.env_id != "ant"]) == "Not run."
 
 
+def test_arms_stand_beside_benchmark_1m(results):
+    write(results / "arms" / "rpo_odd__ant__1.csv", "python rpo_continuous.py --env-id ant --exp-name rpo_odd", 700)
+    text = tables.arms(results, {"RPO": "rpo_continuous", "odd": "rpo_odd", "other": "rpo_other"}, ("hopper", "ant"))
+    assert row(text, "ant") == ["2000 +- 1000", "700 (1 seed)", "not run"]
+    assert row(text, "hopper") == ["2000 +- 1000", "not run", "not run"]
+
+
+def test_a_curve_is_condensed_to_means(results):
+    group, ax = read_one_million(results)[:3], plot.plt.figure().gca()
+    plot.draw(ax, group, "ratio_max", "", "C0", "-", bins=1)
+    (line,) = ax.lines
+    assert line.get_xydata().tolist() == [[1.5, 8.0]]  # of 12.5 after 1M steps and 3.5 after 2M
+    plot.draw(ax, group, "ratio_max", "", "C0", "-", bins=50)
+    assert ax.lines[1].get_ydata().tolist() == [12.5, 3.5]  # no more bins than values
+    plot.plt.close()
+
+
 def test_core_hours_are_those_of_twelve_seeds_at_the_papers_length(results):
     text = tables.core_hours(read_one_million(results), read_paper())
     assert row(text, "anymal")[:2] == ["2", "-"]  # 12 seeds x 5 times the two minutes of two million steps
@@ -171,9 +188,11 @@ def test_core_hours_are_those_of_twelve_seeds_at_the_papers_length(results):
 
 
 def test_longer_runs_stand_beside_the_paper(results):
-    write(results / "10m" / "shac_continuous__ant__1.csv", "python shac_continuous.py --env-id ant", 8000)
+    first, *others, last = tables.beside_the_paper(read_longer(results), read_paper(), results).splitlines()[2:]
+    assert "| hopper | GI-PPO | not run | - | - | - | - | about 20M | 5512 +- 286 | 5514 +- 286 | - |" in others
+    write(results / "full" / "shac_continuous__ant__1.csv", "python shac_continuous.py --env-id ant", 8000)
     text = tables.beside_the_paper(read_longer(results), read_paper(), results / "RESULTS.md")
-    assert "| ant | SHAC | [1](10m/shac_continuous__ant__1.csv) | 2.00M | 8000 | 8100 |" in text
+    assert "| ant | SHAC | [1](full/shac_continuous__ant__1.csv) | 2.00M | - | 8000 | 8100 |" in text
     assert "| hopper | RPO | [1](rpo_continuous__hopper__1.csv), [2](rpo_continuous__hopper__2.csv) | 2.00M |" in text
     assert "| 5100 +- 141 | 5200 +- 141 | about 20M | 5526 +- 3 | 5585 +- 6 | abc1234 |" in text
     assert "quickstart" not in text
@@ -212,8 +231,8 @@ def test_the_tables_of_a_page_are_filled_and_the_rest_of_it_stays(results):
     (results / "throughput_cpu.csv").write_text("\n".join(lines))
     length = len((ROOT / "rpo_continuous.py").read_text().splitlines())
     text = tables.filled_readme(results, readme)
-    assert "| hopper | 2000 +- 1000, 2.0 min | 5100 +- 141, 2 seeds, 2.00M | 5526 +- 3, about 20M |" in text
-    assert "\nant [200 and 100](transfer_ant.csv), [200 and 50](transfer_ant_2.csv).\n" in text
+    assert "| hopper | 2000 +- 1000, 2.0 | 5100 +- 141, 2 seeds, 2.00M | 5526 +- 3, about 20M |" in text
+    assert "\nant [200, 100](transfer_ant.csv), [200, 50](transfer_ant_2.csv).\n" in text
     assert "| ant | 128 | 70 | 30 |" in text and "| cartpole | 128 | 90 | 50 |" in text
     assert text.endswith(f"| [rpo_continuous.py](x) | RPO | {length} |\nthe rest | 7 |")
     (results / "critic_step_cpu.csv").write_text(f"{header}\nvariant,threads,step_ms,first_s\nplain,1,20.00,0.10\n")
@@ -303,10 +322,17 @@ def test_the_commands_of_the_paper_can_be_run():
 
 
 @pytest.mark.parametrize(
-    "name, count", [("one_million", len(SCRIPTS) * len(ONE_MILLION_TASKS)), ("ablations", 3), ("ahac_fasttd3", 13)]
+    "name, count",
+    [
+        ("one_million", len(SCRIPTS) * len(ONE_MILLION_TASKS)),
+        ("ablations", 3),
+        ("ahac_fasttd3", 7),
+        ("full_length", 11),
+    ],
 )
-def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count):
+def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count, monkeypatch):
     """As GNU parallel or a Slurm array job takes them."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the scripts set
     list_runs = ["bash", str(BENCHMARKS / f"{name}.sh"), "2", "--list"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     listed = subprocess.run(list_runs, capture_output=True, text=True, check=True, env=os.environ | {"PATH": path})
@@ -314,11 +340,12 @@ def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count)
     assert len(set(commands)) == count
     for command in commands:
         words = shlex.split(command)
-        assert words[:3] == ["python", "-m", "benchmarks.run"]
-        args = tyro.cli(run.Args, args=words[3:])
+        assert words[:4] == ["OMP_NUM_THREADS=1", "python", "-m", "benchmarks.run"]
+        args = tyro.cli(run.Args, args=words[4:])
         (one,) = run.all_runs(args)
-        assert run.command_of(one, args) == command and one.seed == 2 and "--total-timesteps 1000000" in one.command
+        assert run.command_of(one, args) == command and one.seed == 2
+        assert ("--total-timesteps 1000000" in one.command) != (name == "full_length")  # of the scripts' own lengths
         assert args.results.parent == Path("benchmarks/results")
-        assert args.results.name in ("1m", "ablations", "arms", "10m")
+        assert args.results.name in ("1m", "ablations", "arms", "full")
         _, script, *flags = shlex.split(one.command)
         tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=flags)
