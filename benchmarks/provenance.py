@@ -89,7 +89,7 @@ def steps_of(checkpoint):
         return 0
     args = checkpoint["args"]
     if "horizon" in checkpoint:  # AHAC's iterations have different lengths
-        return int(checkpoint["horizon"]["num_steps"]) * args["num_envs"]
+        return int(checkpoint["horizon"]["total_steps"]) * args["num_envs"]
     return checkpoint["iteration"] * args["num_envs"] * args["num_steps"]
 
 

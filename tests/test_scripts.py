@@ -520,7 +520,7 @@ def test_long_rows_of_the_action_gradient_are_shortened(script, tmp_path):
     assert events(run_dir(tmp_path))["losses/action_grad_norm"] == [(STEPS, pytest.approx(1e-5, rel=1e-4))]
 
 
-@pytest.mark.parametrize("num_updates, critic, actor", [(1, 9, 4), (2, 18, 9), (4, 36, 18)])
+@pytest.mark.parametrize("num_updates, critic, actor", [(1, 9, 4), (2, 18, 9), (8, 72, 36)])
 def test_fasttd3_updates_its_actor_after_every_second_update_of_its_critics(num_updates, critic, actor, tmp_path):
     run_here(tmp_path, "fasttd3", *total(4), "--num-updates", num_updates, "--tau", 1)
     state = load(run_dir(tmp_path) / "checkpoint.pt")
@@ -659,8 +659,8 @@ PLUMBING = (  # beginnings of the statements of the main block that are the same
 
 AHAC = {  # its iterations have different lengths: what it says instead of the others
     ', "horizon": horizon}, checkpoint)': "}, checkpoint)",
-    "video-{int(horizon.num_steps) * args.num_envs}": "video-{start * args.batch_size}",
-    "    first_step = int(horizon.num_steps) * args.num_envs\n": "",
+    "video-{int(horizon.total_steps) * args.num_envs}": "video-{start * args.batch_size}",
+    "    first_step = int(horizon.total_steps) * args.num_envs\n": "",
     "if first_step + args.num_envs > args.total_timesteps:": "if start >= args.num_iterations:",
     "(global_step - first_step) / (": "(iteration - start) * args.batch_size / (",
     "(args.total_timesteps - global_step) / sps": "(args.num_iterations - iteration) * args.batch_size / sps",

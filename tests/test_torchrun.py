@@ -28,6 +28,10 @@ GRADIENTS = ("rpo", "shac", "sapo", "ahac", "gippo", "ppo")
 ONE_ITERATION = f"--num-minibatches 1 --max-grad-norm 1e9 --num-eval-envs {NUM_ENVS} --total-timesteps {STEPS}".split()
 
 
+# AHAC's horizon moves from the eleventh iteration on
+MOVING = ("--horizon-min 2 --horizon-max 8 --horizon-lr 50 --horizon-dual-lr 1 --total-timesteps".split()) + [16 * STEPS]
+
+
 def observed(cwd, script, *flags):
     """A run inside this process: what it prints, its optimisers' first gradients and last weights, and its noise."""
     optimizers, first = [], []
@@ -90,6 +94,7 @@ def jobs(cwd):
         yield cwd / script, script, total(3), False
     for script in GRADIENTS:
         yield cwd / f"{script}-gradients", script, ONE_ITERATION, True
+    yield cwd / "moving", "ahac", MOVING, False
     yield cwd / "resumed", "rpo", ["--checkpoint", "checkpoint.pt", *total(4)], False
 
 
@@ -162,6 +167,17 @@ def test_two_processes_compute_the_gradients_of_one(script, two, tmp_path):
     ours, theirs = (load(run_dir(folder / name) / "checkpoint.pt")["normalizer"] for folder in (tmp_path, cwd))
     for key, x in ours.items():
         assert torch.allclose(x, theirs[key], rtol=1e-5, atol=1e-6), key
+
+
+def test_a_horizon_moves_alike_in_all_processes(two):
+    """They measure the stiffness of other environments; the mean of all decides."""
+    cwd, (first, second) = two
+    for ours, theirs in zip(first["moving"]["weights"], second["moving"]["weights"], strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    log = events(run_dir(cwd / "moving"))
+    lengths = [int(length) for _, length in log["charts/horizon"]]
+    assert set(lengths[:11]) == {4} and len(set(lengths[11:])) > 1
+    assert log["charts/horizon"][-1][0] == NUM_ENVS * sum(lengths) == 16 * STEPS
 
 
 def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
