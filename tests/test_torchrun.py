@@ -29,7 +29,8 @@ ONE_ITERATION = f"--num-minibatches 1 --max-grad-norm 1e9 --num-eval-envs {NUM_E
 
 
 # AHAC's horizon moves from the eleventh iteration on
-MOVING = ("--horizon-min 2 --horizon-max 8 --horizon-lr 50 --horizon-dual-lr 1 --total-timesteps".split()) + [16 * STEPS]
+MOVING = "--horizon-min 2 --horizon-max 8 --horizon-lr 50 --horizon-dual-lr 1".split()
+MOVING += ["--total-timesteps", 16 * STEPS]
 
 
 def observed(cwd, script, *flags):
