@@ -18,7 +18,7 @@ steps is misleading.
     R                returns         discounted return; the critics' value where an episode or the rollout ends
     L_theta          loss            minus the mean return per step
     V_psi            critic          two of them: their minimum is used, in R and in the targets
-    V~(s_t)          targets         TD(lambda); G_t in the code
+    V~(s_t)          targets         TD(lambda); G_t below
 
 Try:     python ahac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 """
@@ -436,7 +436,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R: for their norms
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of -R; only their norms count
 
         # ALGO LOGIC: the horizon of the next rollout; after backward(), which needs the simulator's buffers
         stiffness = measure_stiffness(env, data.pop("joint_q"), data.pop("joint_qd"), data.pop("action"))

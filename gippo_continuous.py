@@ -75,7 +75,7 @@ class Args:
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
-    """H, length of the differentiated rollout (16 to 64)"""
+    """H, length of the differentiated rollout; beyond 32, or what memory allows, some steps are simulated twice"""
     learning_rate: float = 5e-4
     """of the actor, in the regression and in the PPO epochs; each lowers its own where its loss keeps growing"""
     critic_learning_rate: float = 5e-4

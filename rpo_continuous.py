@@ -17,7 +17,7 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
     f_theta(eps; s)  u               the action before tanh: u = mu + sigma eps, eps ~ N(0, 1); atanh(a) would overflow
     eps_reg          eps_reg         the noise with which the current policy produces the stored u
     R(tau)           returns         discounted return with entropy bonus; V where an episode or the rollout ends
-    V, G             critic          two critics, of which the mean is used; G: their TD(lambda) targets
+    V, G             critic, targets two critics, of which the mean is used, and their TD(lambda) targets
     grad_a R         action_grads    cached with respect to u: grad_u R = (1 - a^2) grad_a R
     rho              ratio           pi_theta(a|s) / pi_old(a|s), over all action dimensions jointly
     c_low, c_high    clip_low/high   a sample counts while 1 - c_low <= rho <= 1 + c_high
@@ -77,7 +77,7 @@ class Args:
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
-    """H, length of the differentiated rollout; beyond 32 the backward pass simulates some steps twice"""
+    """H, length of the differentiated rollout; beyond 32, or what memory allows, some steps are simulated twice"""
     learning_rate: float = 5e-4
     """of the actor"""
     critic_learning_rate: float = 5e-4
@@ -95,7 +95,7 @@ class Args:
     num_minibatches: int = 4
     """minibatches per pass of the critics"""
     surrogate_coef: float = 1.0
-    """lambda_surr, weight of a mean over time; the value of --num-steps makes it the paper's sum"""
+    """lambda_surr, weight of the surrogate, a mean over time; --num-steps as its value makes it the paper's sum"""
     clip_low: float = 0.8
     """c_low; inf: no lower bound"""
     clip_high: float = 1.0

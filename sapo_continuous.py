@@ -17,7 +17,7 @@ respect to the policy's weights.  SAPO is SHAC with the return of maximum-entrop
     alpha            alpha           the temperature: weight of the scaled entropy
     L_theta          loss            minus the mean soft return per step
     V_soft           critic          two of them: their mean is used in R, their minimum in the targets
-    V~(s_t)          targets         TD(lambda); G_t in the code
+    V~(s_t)          targets         TD(lambda); G_t below
 
 Try:     python sapo_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Train:   python sapo_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
@@ -73,7 +73,7 @@ class Args:
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
-    """H, length of the differentiated rollout (16 to 64)"""
+    """H, length of the differentiated rollout; beyond 32, or what memory allows, some steps are simulated twice"""
     learning_rate: float = 2e-3
     """of the actor"""
     critic_learning_rate: float = 5e-4
@@ -409,7 +409,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R: for their norms
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of -R; only their norms count
 
         # ALGO LOGIC: one step of the temperature; the targets of the critics use the new one
         if args.autotune:

@@ -13,7 +13,7 @@ respect to the policy's weights.
     R                returns         discounted return; the critics' value where an episode or the rollout ends
     L_theta          loss            minus the mean return per step
     V_phi            critic          two of them: their mean is used in R, their minimum in the targets
-    V~(s_t)          targets         TD(lambda); G_t in the code
+    V~(s_t)          targets         TD(lambda); G_t below
 
 Try:     python shac_continuous.py --env-id ant --total-timesteps 700000 --capture-video
 Train:   python shac_continuous.py --env-id ant --total-timesteps 5000000 --final-learning-rate 1e-4
@@ -68,7 +68,7 @@ class Args:
     num_envs: int | None = None
     """N, parallel environments; default: the task's"""
     num_steps: int = 32
-    """H, length of the differentiated rollout; beyond 32 the backward pass simulates some steps twice"""
+    """H, length of the differentiated rollout; beyond 32, or what memory allows, some steps are simulated twice"""
     learning_rate: float = 2e-3
     """of the actor"""
     critic_learning_rate: float = 5e-4
@@ -364,7 +364,7 @@ if __name__ == "__main__":
         torch.set_num_threads(num_threads)
         actor_norm = clip_grad_norm_(actor.parameters(), args.max_grad_norm, error_if_nonfinite=True)
         actor_optimizer.step()
-        action_grads = torch.stack(action_grads) * data["ends"].numel()  # of -R: for their norms
+        action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of -R; only their norms count
 
         # only now: all observations of an iteration share one normalisation
         normalizer.update(data["raw_obs"].flatten(0, 1))

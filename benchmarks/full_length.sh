@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The paper's lengths: RPO on five tasks, SHAC, SAPO and AHAC on ant and ANYmal, one thread on one core each.
+# The RPO paper's lengths: RPO on five tasks, SHAC, SAPO and AHAC on ant and ANYmal, one thread on one core each.
 #
 #     taskset -c 1 bash benchmarks/full_length.sh 1             # the seed
 #     bash benchmarks/full_length.sh 1 --list                   # one command per run, for other machines
 #
 # Lengths and settings are each script's own for the task; the paper states the length of ANYmal, the others are our
-# estimates.  A run takes one and a half to three hours; the same command after an interruption goes on.
+# estimates.  A run takes one to three and a half hours; the same command after an interruption goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1

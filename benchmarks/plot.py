@@ -51,10 +51,10 @@ def draw(ax, group, column, label, color, line, against_minutes=False, bins=None
 
     bins: into how many means of neighbouring values the curve is condensed; default: none.
     """
-    group = on_one_machine(group) if against_minutes else group
     x, values = curve(group, column)
     if against_minutes:
-        x = np.mean([np.interp(x, *zip(*sorted(run.logged("wall_s").items()))) / 60 for run in group], axis=0)
+        clocks = [sorted(run.logged("wall_s").items()) for run in on_one_machine(group)]
+        x = np.mean([np.interp(x, *zip(*clock)) / 60 for clock in clocks], axis=0)
     else:
         x = x / 1e6
     if bins:
@@ -167,8 +167,8 @@ def plot_horizons(runs, output):
     """AHAC's horizon, and the stiffness that moves it, in multiples of the limit; a mean of ten iterations."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for env_id, color in zip(tasks_of(runs), itertools.cycle(f"C{k}" for k in range(10))):
-        for line, group in zip(itertools.cycle(LINES), groups_of(runs, env_id, "ahac")):
-            for run in group:
+        for group in groups_of(runs, env_id, "ahac"):
+            for line, run in zip(itertools.cycle(LINES), group):
                 steps, stiffness = curve([run], "stiffness")
                 relative = stiffness[0] / stiffness[0][:10].mean()
                 smooth = [relative[max(0, k - 9) : k + 1].mean() for k in range(len(relative))]

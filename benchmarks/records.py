@@ -168,8 +168,9 @@ def read_one_million(results):
 
 
 def read_longer(results):
-    """The plain runs of the scripts' own lengths, full_length.sh, and older ones."""
-    return [run for run in read_all(results, results / "full") if is_standard(run)]
+    """The plain runs of the scripts' own lengths: those of full_length.sh, and older ones that they do not repeat."""
+    runs = [run for run in read_all(results, results / "full") if is_standard(run)]
+    return list({(run.path.name, run.settings, run.steps): run for run in runs}.values())  # the last one counts
 
 
 def read_paper():
@@ -210,7 +211,7 @@ def machine_of(run):
 
 
 def on_one_machine(group):
-    """The runs on the machine that most of them were on: wall clocks of several do not compare."""
+    """The runs on the machine that most were on, of equally many the first: wall clocks of several do not compare."""
     (machine, _), *_ = Counter(machine_of(run) for run in group).most_common(1)
     return [run for run in group if machine_of(run) == machine]
 

@@ -202,12 +202,12 @@ LENGTH_COLUMNS = ("seeds", "steps", "flags", "stochastic", "deterministic")
 
 def run_at_length(group, page):
     """The cells of the runs of one setting that differ in their seed only."""
-    seeds = ", ".join(link(run.path, page, run.seed) for run in group)
+    links = ", ".join(link(run.path, page, run.seed) for run in group)
     flags = re.sub(r",? then .*| --total-timesteps \S+", "", group[0].settings.removeprefix(group[0].env_id)).strip(
         " ,;"
     )
     returns = [spread(final_returns(group, kind)) for kind in ("", "deterministic_")]
-    return dict(zip(LENGTH_COLUMNS, (seeds, millions(group[0].steps), code(flags) if flags else "-", *returns)))
+    return dict(zip(LENGTH_COLUMNS, (links, millions(group[0].steps), code(flags) if flags else "-", *returns)))
 
 
 def rpo_beside_its_paper(results):
@@ -218,7 +218,7 @@ def rpo_beside_its_paper(results):
         short = groups_of(million, env_id, "rpo")
         row["1M steps, minutes"] = f"{final_cell(short[0])}, {minutes_cell(short[0])}" if short else "not run"
         found = groups_of(longer, env_id, "rpo")
-        longest = max(found, key=lambda group: group[0].steps, default=None)
+        longest = max(found, key=lambda group: (group[0].steps, group[0].date), default=None)
         row["longest run"] = "not run"
         if longest:
             row["longest run"] = f"{spread(final_returns(longest))}, {seeds(longest)}, {millions(longest[0].steps)}"
@@ -344,7 +344,7 @@ Every script for 1,000,000 steps, rounded down to whole rollouts, on one core wi
 the budget. On hopper all use 128 environments: the default of most, 1,024, suits 20M steps and would give only 30
 rollouts (REPPO's is 256, SAC's 64, FastTD3's 128). With them the critics' minibatches of RPO, SHAC, SAPO and AHAC have
 1,024 steps instead of 8,192, PPO's 256 instead of 2,048 and REPPO's 512 instead of 1,024, and SAC makes half as many
-updates per step as elsewhere. AHAC is our reading of its paper, not the released code
+updates per step as with its own 64. AHAC is our reading of its paper, not the released code
 ([ahac.md](../docs/ahac.md)). {origin}
 
 ![Returns against steps](results/1m.png)
@@ -355,15 +355,15 @@ so many episodes end together, and a curve rises in steps: on tasks of 1,000 ste
 
 {final}
 
-Without noise, each policy's mean action (FastTD3's exploration noise, 0.1 to 0.4, costs its returns above the most):
+Without noise, by each policy's mean action (FastTD3's noise is that of its exploration, 0.1 to 0.4):
 
 {deterministic}
 
 ![Returns against minutes on one core](results/1m_minutes.png)
 
 Minutes of training on one core, without start-up and final evaluation, on the machine that most of a cell's runs were
-on: in the figure their mean, in the table their median. ^: a run shared its core with other work, so that this is an
-upper bound.
+on, or of equally many the first seed's: in the figure their mean, in the table their median. ^: a run shared its core
+with other work, so that this is an upper bound.
 
 {minutes}
 

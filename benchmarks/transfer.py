@@ -176,11 +176,11 @@ def mujocos(env, policy, start, world, draw=None):
     return episodes
 
 
-def same_robot(env_id, env, world):
+def with_coordinates(env_id, env, world):
     """Gymnasium's environment at our control rate; ValueError where it is not one with the coordinates of `world`."""
     try:
         theirs = gymnasium.make(env_id)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"expected an environment of Gymnasium such as Ant-v5, got {env_id!r}: {error}") from None
     sizes = [(model.nq, model.nv, model.nu) if model else None for model in (world.model, _model_of(theirs))]
     if sizes[0] != sizes[1]:
@@ -263,7 +263,7 @@ def main():
         envs.refuse("xml", str(error).removeprefix("path: ").removeprefix("xml: "))
     if args.gymnasium:
         try:
-            theirs = same_robot(args.gymnasium, env, world)
+            theirs = with_coordinates(args.gymnasium, env, world)
         except ValueError as error:
             envs.refuse("gymnasium", str(error))
     name = os.path.basename(env_id)

@@ -143,6 +143,8 @@ def test_the_tables_of_benchmark_1m(results):
         for run_ in runs
     ]
     assert row(tables.minutes_by_machine(mixed), "ant")[0] == "3.0"
+    two = [run_ for run_ in mixed if run_.seed < 3]
+    assert row(tables.minutes_by_machine(two), "ant")[0] == "100.0"  # of equally many the first seed's
     # half of the paper's 5,526 is reached by one seed of three; half of the hand's 238 by all, in the second line
     half = tables.one_million_table(runs, tables.half_cell)
     assert row(half, "hopper")[0] == "not reached" and row(half, "hand_reorient")[0] == "2000k"
@@ -188,15 +190,22 @@ def test_core_hours_are_those_of_twelve_seeds_at_the_papers_length(results):
 
 
 def test_longer_runs_stand_beside_the_paper(results):
-    first, *others, last = tables.beside_the_paper(read_longer(results), read_paper(), results).splitlines()[2:]
-    assert "| hopper | GI-PPO | not run | - | - | - | - | about 20M | 5512 +- 286 | 5514 +- 286 | - |" in others
     write(results / "full" / "shac_continuous__ant__1.csv", "python shac_continuous.py --env-id ant", 8000)
     text = tables.beside_the_paper(read_longer(results), read_paper(), results / "RESULTS.md")
     assert "| ant | SHAC | [1](full/shac_continuous__ant__1.csv) | 2.00M | - | 8000 | 8100 |" in text
     assert "| hopper | RPO | [1](rpo_continuous__hopper__1.csv), [2](rpo_continuous__hopper__2.csv) | 2.00M |" in text
-    assert "| 5100 +- 141 | 5200 +- 141 | about 20M | 5526 +- 3 | 5585 +- 6 | abc1234 |" in text
+    assert "| - | 5100 +- 141 | 5200 +- 141 | about 20M | 5526 +- 3 | 5585 +- 6 | abc1234 |" in text
+    assert "| 2.00M | `--gamma 0.9` | 100 | 200 |" in text
+    assert "| hopper | GI-PPO | not run | - | - | - | - | about 20M | 5512 +- 286 | 5514 +- 286 | - |" in text
     assert "quickstart" not in text
     assert "`quickstart_1.csv`" in tables.other_runs([read(results / "quickstart_1.csv")], results / "RESULTS.md")
+
+
+def test_a_run_that_repeats_an_older_one_replaces_it(results):
+    write(results / "full" / "rpo_continuous__hopper__1.csv", "python rpo_continuous.py --env-id hopper", 5400)
+    text = tables.beside_the_paper(read_longer(results), read_paper(), results / "RESULTS.md")
+    assert "| [1](full/rpo_continuous__hopper__1.csv), [2](rpo_continuous__hopper__2.csv) | 2.00M |" in text
+    assert "| 5300 +- 141 |" in text
 
 
 def test_ablations_have_a_table_and_no_unknown_names(results):

@@ -171,6 +171,8 @@ def test_another_robot_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, e
             "Ant-v5",
             "--gymnasium: expected one of the policy's robot with 6 coordinates, 6 velocities and 3 motors, got",
         ),
+        ("Ant-v3", "--gymnasium: expected an environment of Gymnasium such as Ant-v5, got 'Ant-v3': "),
+        ("nowhere:Ant-v5", "--gymnasium: expected an environment of Gymnasium such as Ant-v5, got 'nowhere:Ant-v5': "),
         ("CartPole-v1", "got CartPole-v1 with no model of MuJoCo"),
     ],
 )
