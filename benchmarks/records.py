@@ -45,10 +45,18 @@ SHARED_CORE = {
     "ahac_continuous__hand_reorient__1",
     "ahac_continuous__humanoid__1",
     "fasttd3_continuous__ant__1",
+    "fasttd3_continuous__ant__2",
+    "fasttd3_continuous__hopper__2",
     "ppo_continuous__hand_reorient__1",
     "reppo_continuous__hand_reorient__1",
+    "rpo_continuous__ant__2",
     "rpo_continuous__hand_reorient__1",
+    "rpo_continuous__hopper__2",
+    "sac_continuous__ant__2",
     "sac_continuous__hand_reorient__1",
+    "sapo_continuous__ant__2",
+    "shac_continuous__anymal__2",
+    "shac_continuous__hopper__2",
 }
 # results/ablations/<name>__<env_id>__<seed>.csv, see ablations.sh
 ABLATIONS = {
