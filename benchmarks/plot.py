@@ -16,7 +16,6 @@ from benchmarks.records import (
     ONE_MILLION_TASKS,
     RESULTS,
     SCRIPTS,
-    TASKS,
     groups_of,
     groups_of_ablation,
     on_one_machine,
@@ -169,17 +168,18 @@ def plot_horizons(runs, output):
     for env_id, color in zip(tasks_of(runs), itertools.cycle(f"C{k}" for k in range(10))):
         for group in groups_of(runs, env_id, "ahac"):
             for line, run in zip(itertools.cycle(LINES), group):
+                style = {"color": color, "linestyle": line, "label": f"{env_id}, seed {run.seed}"}
                 steps, stiffness = curve([run], "stiffness")
                 relative = stiffness[0] / stiffness[0][:10].mean()
                 smooth = [relative[max(0, k - 9) : k + 1].mean() for k in range(len(relative))]
-                axes[1].plot(steps / 1e6, smooth, color=color, linestyle=line, linewidth=1.0, label=env_id)
+                axes[1].plot(steps / 1e6, smooth, linewidth=1.0, **style)
                 steps, horizons = curve([run], "horizon")
                 steps, horizons = steps[:-1], horizons[:, :-1]  # the last rollout is cut to the budget
-                axes[0].plot(steps / 1e6, horizons[0], color=color, linestyle=line, linewidth=1.3, label=env_id)
+                axes[0].plot(steps / 1e6, horizons[0], linewidth=1.3, **style)
     axes[0].set(xlabel="environment steps [million]", ylabel="horizon [steps]")
     axes[1].set(xlabel="environment steps [million]", ylabel="stiffness / limit")
     axes[1].axhline(1.0, color="gray", linestyle="--", linewidth=0.8)
-    finish(figure, axes, output, ncols=len(TASKS))
+    finish(figure, axes, output, ncols=4)
 
 
 def main(results=RESULTS):
