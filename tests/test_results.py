@@ -52,8 +52,9 @@ def row(text, title):
 
 
 @pytest.fixture
-def results(tmp_path):
+def results(tmp_path, monkeypatch):
     """RPO on the hopper with two seeds and other flags, a quick start, SAPO, two ablations, Benchmark-1M of RPO."""
+    monkeypatch.setattr(tables, "SHARED_CORE", {"rpo_continuous__hand_reorient__1"})
     command = "python rpo_continuous.py --env-id hopper"
     write(tmp_path / "rpo_continuous__hopper__1.csv", command, 5000)
     write(tmp_path / "rpo_continuous__hopper__2.csv", f"{command} --seed 2", 5200)
@@ -339,13 +340,20 @@ def test_the_commands_of_the_paper_can_be_run():
         ("full_length", 11),
     ],
 )
-def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count, monkeypatch):
+def test_every_run_of_a_benchmark_is_listed_as_a_command_of_its_own(name, count, tmp_path, monkeypatch, capsys):
     """As GNU parallel or a Slurm array job takes them."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the scripts set
+    python = tmp_path / "python"  # says what it is called with; the module runs here, where it is imported already
+    python.write_text('#!/bin/bash\nprintf "%q " "$OMP_NUM_THREADS" "$@"\necho\n')
+    python.chmod(0o755)
     list_runs = ["bash", str(BENCHMARKS / f"{name}.sh"), "2", "--list"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    listed = subprocess.run(list_runs, capture_output=True, text=True, check=True, env=os.environ | {"PATH": path})
-    commands = listed.stdout.splitlines()
+    options = {"capture_output": True, "text": True, "env": os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}}
+    for call in subprocess.run(list_runs, check=True, **options).stdout.splitlines():
+        threads, option, module, *flags = shlex.split(call)
+        assert (threads, option, module) == ("1", "-m", "benchmarks.run")
+        monkeypatch.setattr(sys, "argv", ["run", *flags])
+        run.main()
+    commands = capsys.readouterr().out.splitlines()
     assert len(set(commands)) == count
     for command in commands:
         words = shlex.split(command)
