@@ -26,6 +26,7 @@ from benchmarks.records import (
     lines_of,
     machine_of,
     on_one_machine,
+    read,
     read_ablations,
     read_all,
     read_longer,
@@ -203,9 +204,8 @@ LENGTH_COLUMNS = ("seeds", "steps", "flags", "stochastic", "deterministic")
 def run_at_length(group, page):
     """The cells of the runs of one setting that differ in their seed only."""
     links = ", ".join(link(run.path, page, run.seed) for run in group)
-    flags = re.sub(r",? then .*| --total-timesteps \S+", "", group[0].settings.removeprefix(group[0].env_id)).strip(
-        " ,;"
-    )
+    flags = group[0].settings.removeprefix(group[0].env_id)
+    flags = re.sub(r",? then .*| --total-timesteps \S+", "", flags).strip(" ,;")
     returns = [spread(final_returns(group, kind)) for kind in ("", "deterministic_")]
     return dict(zip(LENGTH_COLUMNS, (links, millions(group[0].steps), code(flags) if flags else "-", *returns)))
 
@@ -326,6 +326,18 @@ def arms(results, columns, env_ids=ONE_MILLION_TASKS):
     return table(rows)
 
 
+def trials(results, page, titles):
+    """A row for every trial of a setting in results/arms; titles by the names of the files."""
+    rows = []
+    for stem, title in titles.items():
+        run = read(results / "arms" / f"{stem}.csv")
+        row = {"trial": link(run.path, page, title), "steps": millions(run.steps)}
+        row |= {"return": f"{run.evaluation('episodic_return'):,.0f}"}
+        row |= {"without noise": f"{run.evaluation('deterministic_episodic_return'):,.0f}"}
+        rows.append(row | {"minutes": f"{run.minutes:.1f}", "machine": machine_of(run)})
+    return table(rows)
+
+
 # pages
 RESULTS_PAGE = """# Results
 
@@ -424,9 +436,7 @@ def results_page(results, page):
 
 
 def with_figure(text, path, page):
-    return (
-        f"{text}\n\n!{link(path, page, 'Return, effective sample ratio and largest ratio')}" if path.exists() else text
-    )
+    return f"{text}\n\n!{link(path, page, 'Returns and ratios of the variants')}" if path.exists() else text
 
 
 def filled_results(results, page):
@@ -597,10 +607,23 @@ def filled_ahac(results, page):
     return filled(page.read_text(), "fixed horizon", arms(results, columns))
 
 
+FASTTD3_TRIALS = {
+    "fasttd3_200k__hopper__1": "as it comes: 128 environments, an update per 16 steps, batch 256, K = 101",
+    "fasttd3_updates_2__hopper__1": "an update per 64 steps",
+    "fasttd3_updates_16__hopper__1": "an update per 8 steps",
+    "fasttd3_batch_1024__hopper__1": "batch 1,024",
+    "fasttd3_atoms_251__hopper__1": "K = 251",
+    "fasttd3_envs_64__hopper__1": "64 environments",
+    "fasttd3_envs_1024__hopper__1": "1,024 environments",
+    "fasttd3_envs_1024_long__hopper__1": "1,024 environments, a million steps",
+}
+
+
 def filled_fasttd3(results, page):
-    """The text of docs/fasttd3.md, with the table between its markers made anew."""
+    """The text of docs/fasttd3.md, with the tables between its markers made anew."""
+    text = filled(page.read_text(), "trials", trials(results, page, FASTTD3_TRIALS))
     columns = {"SAC": "sac_continuous", "SAC, FastTD3's samples": "sac_many_updates", "FastTD3": "fasttd3_continuous"}
-    return filled(page.read_text(), "samples", arms(results, columns, ("hopper", "ant")))
+    return filled(text, "samples", arms(results, columns, ("hopper", "ant")))
 
 
 def filled(text, name, block):

@@ -173,6 +173,12 @@ def test_arms_stand_beside_benchmark_1m(results):
     assert row(text, "hopper") == ["2000 +- 1000", "not run", "not run"]
 
 
+def test_trials_of_settings_have_a_row_each(results):
+    write(results / "arms" / "rpo_odd__ant__1.csv", "python rpo_continuous.py --env-id ant --exp-name rpo_odd", 1700)
+    text = tables.trials(results, results / "page.md", {"rpo_odd__ant__1": "an odd one"})
+    assert row(text, "[an odd one](arms/rpo_odd__ant__1.csv)") == ["2.00M", "1,700", "1,800", "2.0", "toaster"]
+
+
 def test_a_curve_is_condensed_to_means(results):
     group, ax = read_one_million(results)[:3], plot.plt.figure().gca()
     plot.draw(ax, group, "ratio_max", "", "C0", "-", bins=1)
