@@ -29,14 +29,17 @@ def path(script):
     return ROOT / f"{script}_continuous.py"
 
 
-def run_here(folder, script, *flags, expect=0):
-    """A whole run in a folder, on cartpole by default; returns what it printed. expect: its exit code."""
+def run_here(folder, script, *flags, expect=0, file=None):
+    """A whole run in a folder, on cartpole by default; returns what it printed.
+
+    expect: its exit code; file: the script, if not the shipped one.
+    """
     folder.mkdir(exist_ok=True)
     sizes = () if "--checkpoint" in flags else (*CARTPOLE, *FLAGS.split(), *OWN_FLAGS[script].split())
     output, argv, code = io.StringIO(), sys.argv, 0
     gc.collect()  # what is left of earlier runs in this process, which may hold this one's folder
     gc.freeze()  # what is alive, the modules above all, is not looked through again the next time
-    sys.argv = [str(word) for word in (path(script), *sizes, *flags)]
+    sys.argv = [str(word) for word in (file or path(script), *sizes, *flags)]
     try:
         with state_of_this_process(), contextlib.chdir(folder):
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
