@@ -10,8 +10,8 @@ where the policy goes, and while the policy stays where Q is accurate.
        of the target by cross-entropy (HL-Gauss), and to predict its own features of the next state.
     3. Then take a step of the policy.  In states where its KL divergence from the policy that collected the data is
        below a bound, it follows Q through the action; in the others it moves back towards that policy.
-    4. With it, take a step of two multipliers: the weight of the entropy rises while it is below its target, the
-       weight of the KL divergence while that is above its bound.
+    4. With it, take a step of two multipliers: the weight of the entropy rises while the entropy is below its
+       target, and the weight of the KL divergence while the divergence is above its bound.
 
     paper            code            meaning
     x, a, r          obs, action     normalised observation, action = tanh(u) with u ~ N(mean, std^2), scaled reward

@@ -8,7 +8,7 @@ respect to every action.  SHAC spends that gradient on a single policy step.  RP
     1. Roll out H steps in N environments; backpropagate the return R; cache its gradient with respect to every action.
     2. M times, on the same data: find the noise with which the *current* policy would have produced the stored action,
        and send the cached gradient through this new path into the policy.  Weight each sample by the importance ratio,
-       drop it if the ratio has left an asymmetric interval; a KL term keeps the policy near the one that acted.
+       and drop it if the ratio has left an asymmetric interval.  A KL term keeps the policy near the one that acted.
     3. Fit two critics to TD(lambda) targets.  They estimate the return after the H steps.
 
     paper            code            meaning

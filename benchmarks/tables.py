@@ -354,9 +354,9 @@ states only ANYmal's budget; "about" marks our estimates of the others.
 Every script for 1,000,000 steps, rounded down to whole rollouts, on one core with one thread
 ([one_million.sh](one_million.sh)). Settings are each script's own for the task, and learning rate schedules end with
 the budget. On hopper all use 128 environments: the default of most, 1,024, suits 20M steps and would give only 30
-rollouts (REPPO's is 256, SAC's 64, FastTD3's 128). With them the critics' minibatches of RPO, SHAC, SAPO and AHAC have
-1,024 steps instead of 8,192, PPO's 256 instead of 2,048 and REPPO's 512 instead of 1,024, and SAC makes half as many
-updates per step as with its own 64. AHAC is our reading of its paper, not the released code
+rollouts (REPPO's is 256, SAC's 64, FastTD3's 128). With 128 the critics' minibatches of RPO, SHAC, SAPO, AHAC and
+GI-PPO have 1,024 steps instead of 8,192, PPO's 256 instead of 2,048 and REPPO's 512 instead of 1,024, and SAC makes
+half as many updates per step as with its own 64. AHAC is our reading of its paper, not the released code
 ([ahac.md](../docs/ahac.md)). {origin}
 
 ![Returns against steps](results/1m.png)
@@ -373,9 +373,9 @@ Without noise, by each policy's mean action (FastTD3's noise is that of its expl
 
 ![Returns against minutes on one core](results/1m_minutes.png)
 
-Minutes of training on one core, without start-up and final evaluation, on the machine that most of a cell's runs were
-on, or of equally many the first seed's: in the figure their mean, in the table their median. ^: a run shared its core
-with other work, so that this is an upper bound.
+Minutes of training on one core, without start-up and final evaluation. A cell counts only the runs on the machine
+that most of its runs used; in a tie, on that of the first seed. The figure shows their mean, the table their median.
+^: a run shared its core with other work, so that this is an upper bound.
 
 {minutes}
 
