@@ -122,7 +122,7 @@ def plot_kl(runs, output, env_id="humanoid", scripts=("rpo", "shac", "sapo")):
     )
     for script, (above, below) in zip(scripts, axes.T):
         for group in groups_of(runs, env_id, script):
-            for run, color in zip(group, ("C0", "C1", "C2")):
+            for run, color in zip(group, itertools.cycle(("C0", "C1", "C2"))):
                 draw(above, [run], "episodic_return", f"seed {run.seed}", color, "-")
                 draw(below, [run], "approx_kl", f"seed {run.seed}", color, "-")
         above.set_title(f"{SCRIPTS[script]}, {env_id}")

@@ -86,6 +86,9 @@ def one_million_table(runs, cell):
         row = {"task": env_id}
         for script, title in SCRIPTS.items():
             found = groups_of(runs, env_id, script)
+            if len(found) > 1:
+                files = " and ".join(group[0].path.name for group in found)
+                raise ValueError(f"results: expected runs of {script} on {env_id} with the same flags, got {files}")
             row[title] = cell(found[0]) if found else "not run"
         rows.append(row)
     return table(rows)

@@ -9,10 +9,10 @@ From MuJoCo's state come the same observation and, from the same action, the sam
 MuJoCo keeps what we leave out or approximate: its contact solver, joint limits, friction in joints, and contact between
 bodies.  Its step is that of the file, or the largest below it of which a control step is a multiple.
 
-For go1, whose file has no ground, motors or rotors, MuJoCo gets position servos with the gains, largest torques and
-armature of envs/go1.py, in place of any that the file has, and a plane with its friction as ground.  With
---gymnasium the episodes are those of Gymnasium's environment with its own reset, reward and end, at the control rate
-of the training.
+A file without a ground gets the plane z = 0, and the joints of one without actuators get forces.  For go1, whose file
+has no ground, motors or rotors, MuJoCo gets position servos with the gains, largest torques and armature of
+envs/go1.py, in place of any that the file has, and a plane with its friction as ground.  With --gymnasium the
+episodes are those of Gymnasium's environment with its own reset, reward and end, at the control rate of the training.
 """
 
 import os
@@ -78,6 +78,13 @@ class Mujoco:
     def controls(self, action):
         """(N, nu) of actions (N, num_actions)."""
         return (self.env.target(action) if isinstance(self.env, go1.Go1) else self.env.controls(action)).numpy()
+
+    def apply(self, data, controls):
+        """Controls (nu,) for the next steps; in a file without actuators they are the forces of its joints."""
+        if self.model.nu:
+            data.ctrl = controls
+        else:
+            data.qfrc_applied = controls @ self.robot.actuation.matrix
 
     def states(self, all_data):
         """Our joint_q (N, nq) and joint_qd (N, nv) of MuJoCo's."""
@@ -159,7 +166,7 @@ def mujocos(env, policy, start, world, draw=None):
         env.actuate(action)  # for what a reward keeps of the action before
         for row, controls in enumerate(world.controls(action)):
             if episodes.running[row]:
-                data[row].ctrl = controls
+                world.apply(data[row], controls)
                 mujoco.mj_step(world.model, data[row], world.num_steps)
         state = world.states(data)
         obs = env.observe(*state, action)

@@ -12,7 +12,8 @@ MuJoCo's own parser compiles the file (`pip install mujoco`); its arrays become 
     refused      unless the caller lists them in `ignore`: REFUSED below; without them it would be another robot.
                  A ball joint is always refused
 
-The file's solver, integrator, solref and solimp are not used.  The ground is the plane z = 0 of the file, y = 0 here.
+The file's solver, integrator, solref and solimp are not used.  The ground is the plane z = 0 of the file, y = 0 here;
+a file without one gets it.
 
 Contact: the constants follow from the robot's mass M and the gravity g.  A single contact point under the whole robot
 
@@ -52,6 +53,8 @@ UP = (Z_UP[3], *Z_UP[:3])  # the same as a quaternion wxyz
 KINDS = {"FREE": FREE, "SLIDE": PRISMATIC, "HINGE": REVOLUTE}
 # flags of <option> that are not obeyed; those of gravity, contact, limits and all constraints are
 PHYSICS = ("PASSIVE", "SPRING", "DAMPER", "CLAMPCTRL", "ACTUATION")
+# of a file without: MuJoCo's default material, whatever the file's own defaults are
+GROUND = {"size": [0, 0, 1], "contype": 1, "conaffinity": 1, "priority": 0, "condim": 3, "friction": [1, 0.005, 1e-4]}
 
 REFUSED = (
     "ball joint",
@@ -64,6 +67,11 @@ REFUSED = (
     "gravity compensation",
     "fluid",
     "spring or damper that is not linear",
+    "spring of a free joint",
+    "adhesion",
+    "moving surface",
+    "override of contact parameters",
+    "plugin",
     "flexible body",
     "ground that is not the plane z = 0",
     "disabled part of the physics",
@@ -88,11 +96,13 @@ class Actuation:
 
     names: list
     matrix: np.ndarray
-    """(nu, nv) force or torque per unit of control; for a position servo, whose spring the joint has, its stiffness"""
+    """(nu, nv) force or torque per unit of control; the spring of a position servo is the joint's"""
     low: np.ndarray
     high: np.ndarray
     servo: np.ndarray
     """(nu,) bool: the control is a position"""
+    per_position: np.ndarray
+    """(nu,) by how much the control of a servo changes for one rad or m of its joint; 0 of the others"""
 
 
 def load(path, **options):
@@ -190,7 +200,7 @@ class Robot:
     def start_controls(self):
         """The controls (nu,) with which servos hold the start pose; 0 for the others."""
         m, actuation = self.model, self.actuation
-        controls = [self.start_qpos[m.jnt_qposadr[j]] * gear for _, j, gear in _on_joints(m)]
+        controls = [_holding(m, a, gear, self.start_qpos[m.jnt_qposadr[j]]) for a, j, gear in _on_joints(m)]
         return np.where(actuation.servo, controls, 0.0) if controls else np.zeros(len(actuation.names))
 
     def _free_joints(self):
@@ -395,26 +405,44 @@ def _extra(m, name, a):
     return float(getattr(m, name, np.zeros(m.nu))[a])
 
 
+def _holding(m, a, gear, q):
+    """The control with which a servo has no force at the joint position q; 0 if it has no effect."""
+    # gain control + b0 + b1 gear q = 0
+    (b0, b1, _), gain = _bias(m, a), m.actuator_gainprm[a, 0]
+    return -(b0 + b1 * gear * q) / gain if gain != 0.0 else 0.0
+
+
 def _actuation(m):
     rows = [_control(m, a, j, gear) for a, j, gear in _on_joints(m)]
     for j in _motorised(m):
-        rows.append((m.joint(j).name, np.eye(m.nv)[m.jnt_dofadr[j]], *m.jnt_actfrcrange[j], False))
-    names, matrix, low, high, servo = zip(*rows) if rows else ([], np.zeros((0, m.nv)), [], [], [])
-    return Actuation(list(names), np.array(matrix), np.array(low, float), np.array(high, float), np.array(servo, bool))
+        rows.append((m.joint(j).name, np.eye(m.nv)[m.jnt_dofadr[j]], *m.jnt_actfrcrange[j], False, 0.0))
+    names, matrix, *numbers = zip(*rows) if rows else ([], np.zeros((0, m.nv)), [], [], [], [])
+    low, high, servo, per_position = (np.array(x, kind) for x, kind in zip(numbers, (float, float, bool, float)))
+    return Actuation(list(names), np.array(matrix), low, high, servo, per_position)
 
 
 def _control(m, a, j, gear):
-    """Name, force on the joints per unit of control, its range, and whether it is a position."""
-    gain, servo = m.actuator_gainprm[a, 0], bool(_bias(m, a)[1] != 0.0)
+    """Name, force on the joints per unit of control, its range, whether it is a position, and control per position."""
+    gain, servo, first = m.actuator_gainprm[a, 0], bool(_bias(m, a)[1] != 0.0), _first_control(m, a)
     row = np.eye(m.nv)[m.jnt_dofadr[j]] * gear * gain
     bounds = np.array([-1.0, 1.0])
-    if m.actuator_ctrllimited[a]:
-        bounds = m.actuator_ctrlrange[a]
-    elif servo and m.jnt_limited[j]:
-        bounds = m.jnt_range[j] * gear
-    elif not servo and m.actuator_forcelimited[a]:
-        bounds = m.actuator_forcerange[a] / gain
-    return m.actuator(a).name or m.joint(j).name, row, min(bounds), max(bounds), servo
+    if m.actuator_ctrllimited[first]:
+        bounds = m.actuator_ctrlrange[first]
+    elif _has_bounds(m, a, j):
+        bounds = [_holding(m, a, gear, q) for q in m.jnt_range[j]] if servo else m.actuator_forcerange[a] / gain
+    per_position = (_holding(m, a, gear, 1.0) - _holding(m, a, gear, 0.0)) * servo
+    return m.actuator(a).name or m.joint(j).name, row, min(bounds), max(bounds), servo, per_position
+
+
+def _first_control(m, a):
+    """Index of an actuator's control; before MuJoCo 4 each has one."""
+    return m.actuator_ctrladr[a] if hasattr(m, "actuator_ctrladr") else a
+
+
+def _has_bounds(m, a, j):
+    """Whether joint or force limits bound a control without a range of its own."""
+    servo = _bias(m, a)[1] != 0.0
+    return m.actuator_gainprm[a, 0] != 0.0 and (m.jnt_limited[j] if servo else m.actuator_forcelimited[a])
 
 
 def _contacts(m, link_of, shift, ground):
@@ -431,9 +459,8 @@ def _contacts(m, link_of, shift, ground):
 
 
 def _planes(m):
-    """Index of the file's ground, None for MuJoCo's default one in a file without."""
-    planes = [g for g in range(m.ngeom) if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE]
-    return planes or [None]
+    """Indices of the ground."""
+    return np.flatnonzero(m.geom_type == mujoco.mjtGeom.mjGEOM_PLANE).tolist()
 
 
 def _friction(m, g, planes):
@@ -447,7 +474,7 @@ def _friction(m, g, planes):
     if _excluded(m, 0, m.geom_bodyid[g]):  # which a listed pair overrides
         return None
     for plane in planes:
-        kind, affinity, priority, mu, dim = (1, 1, 0, 1.0, 3) if plane is None else _material(m, plane)
+        kind, affinity, priority, mu, dim = _material(m, plane)
         own_kind, own_affinity, own_priority, own_mu, own_dim = _material(m, g)
         if kind & own_affinity or own_kind & affinity:
             if priority != own_priority:
@@ -561,6 +588,8 @@ def _compile(path, floating):
         if floating and not any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in spec.joints):
             spec.compiler.fusestatic = False  # which would merge the root into the world
             spec.worldbody.first_body().add_freejoint()
+        if not any(geom.type == mujoco.mjtGeom.mjGEOM_PLANE for geom in spec.geoms):
+            spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, **GROUND)
         model = spec.compile()
     except Exception as error:  # whatever MuJoCo makes of a file that is not a robot
         reason = " ".join(str(error).split())
@@ -586,8 +615,8 @@ def _refused(m):
     states = m.actuator_dyntype != mujoco.mjtDyn.mjDYN_NONE
     delays = getattr(m, "actuator_delay", np.zeros(m.nu)) > 0.0
     pulls = [a for a in on_joints if _bias(m, a)[0] != 0.0 and _bias(m, a)[1] == 0.0]
-    polynomials = ("jnt_stiffnesspoly", "dof_dampingpoly", "actuator_dampingpoly")
-    planes = [g for g in range(m.ngeom) if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE]
+    polynomials = ("jnt_stiffnesspoly", "dof_dampingpoly", "actuator_dampingpoly", "jnt_springyield")
+    springs = (m.jnt_type == mujoco.mjtJoint.mjJNT_FREE) & (m.jnt_stiffness != 0.0)
     return {
         "ball joint": (m.jnt_type == mujoco.mjtJoint.mjJNT_BALL).sum(),
         "equality constraint": m.neq,
@@ -599,8 +628,13 @@ def _refused(m):
         "gravity compensation": (m.body_gravcomp != 0.0).sum(),
         "fluid": int(m.opt.density > 0.0 or m.opt.viscosity > 0.0),
         "spring or damper that is not linear": sum(np.any(getattr(m, name, 0.0)) for name in polynomials),
+        "spring of a free joint": springs.sum(),
+        "adhesion": sum(np.count_nonzero(getattr(m, name, 0.0)) for name in ("geom_adhesion", "pair_adhesion")),
+        "moving surface": np.any(getattr(m, "geom_surfacevel", np.zeros((1, 1))), axis=1).sum(),
+        "override of contact parameters": int(m.opt.enableflags & mujoco.mjtEnableBit.mjENBL_OVERRIDE != 0),
+        "plugin": sum((x >= 0).sum() for x in (m.actuator_plugin, m.body_plugin, m.geom_plugin)),
         "flexible body": getattr(m, "nflex", 0),
-        "ground that is not the plane z = 0": sum(not _is_ground(m, g) for g in planes),
+        "ground that is not the plane z = 0": sum(not _is_ground(m, g) for g in _planes(m)),
         "disabled part of the physics": _disabled(m),
     }
 
@@ -629,8 +663,9 @@ def _left_out(m):
     collides &= not _is_off(m, "CONTACT", "CONSTRAINT")
     listed = set() if _is_off(m, "CONTACT", "CONSTRAINT") else {*m.pair_geom1, *m.pair_geom2}
     still = [g for g in range(m.ngeom) if (collides[g] or g in listed) and not _moves(m, m.geom_bodyid[g])]
-    unbounded = [a for a, j, gear in _on_joints(m) if not m.actuator_ctrllimited[a] and not _has_bounds(m, a, j)]
-    clamps = [m.actuator_forcerange[a] for a in range(m.nu) if m.actuator_forcelimited[a]]
+    driven = [(a, j) for a, j, _ in _on_joints(m) if not m.actuator_ctrllimited[_first_control(m, a)]]
+    unbounded = [a for a, j in driven if not _has_bounds(m, a, j)]
+    clamps = [m.actuator_forcerange[a] for a in np.flatnonzero(m.actuator_forcelimited)]
     clamps += [m.jnt_actfrcrange[j] for j in {j for _, j, _ in _on_joints(m)} if m.jnt_actfrclimited[j]]
     return {
         "friction in a joint": (m.dof_frictionloss > 0.0).sum(),
@@ -641,11 +676,6 @@ def _left_out(m):
         "control without a range, taken as -1 to 1": len(unbounded),
         "force clamp that is not symmetric": sum(abs(clamp.sum()) > 1e-9 for clamp in clamps),
     }
-
-
-def _has_bounds(m, a, j):
-    servo = _bias(m, a)[1] != 0.0
-    return m.jnt_limited[j] if servo else m.actuator_forcelimited[a]
 
 
 def _pairs_of_bodies(m, collides, listed):

@@ -55,7 +55,10 @@ def is_robot_file(env_id):
 
 
 def robot_task(path):
-    """The task of the robot in a file: a subclass of RobotFile. Raises ValueError and ImportError like mjcf.Robot."""
+    """The task of the robot in a file: a subclass of RobotFile. Raises ValueError and ImportError like mjcf.Robot.
+
+    A file that has changed is read again, unless only a file has changed that it includes.
+    """
     return _task(str(Path(path).absolute()), Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
 
 
@@ -187,7 +190,7 @@ class RobotFile(VectorEnv):
     def _controls(self):
         """The controls at action -1, 0 and 1."""
         actuation = self.robot.actuation
-        reach = np.where(actuation.servo, SERVO_REACH, math.inf)
+        reach = np.where(actuation.servo, SERVO_REACH * np.abs(actuation.per_position), math.inf)
         middle = 0.5 * (actuation.low + actuation.high)
         center = np.clip(np.where(actuation.servo, self.robot.start_controls, middle), actuation.low, actuation.high)
         return np.maximum(actuation.low, center - reach), center, np.minimum(actuation.high, center + reach)

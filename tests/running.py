@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+from unittest import mock
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -56,12 +57,17 @@ def run_here(folder, script, *flags, expect=0, file=None):
 
 @contextlib.contextmanager
 def state_of_this_process():
-    """One thread inside; afterwards everything that a script sets for its whole process is as before."""
+    """One thread inside; afterwards everything that a script sets for its whole process is as before.
+
+    Steps are run again in the backward pass, with the same result (test_simulator.py): recording the launches for the
+    buffers that would keep them takes half the time of so short a run.
+    """
     matmul, threads, handler = torch.backends.mkldnn.matmul, torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     precision, hook = matmul.fp32_precision, sys.excepthook
     torch.set_num_threads(1)
     try:
-        yield
+        with mock.patch("envs.physics.simulator.KEPT_STEPS", 1):
+            yield
     finally:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, handler)

@@ -337,6 +337,8 @@ PLAIN = """<mujoco><compiler autolimits="true"/>{top}<worldbody>{world}<body nam
 MOTOR = '<actuator><motor joint="j" ctrlrange="-1 1"/></actuator>'
 TENDON = '<tendon><spatial name="t"{}><site site="s"/><site site="w"/></spatial></tendon>'
 BODY = '<body pos="0 0 0.5"><joint/><geom size="0.1"/>{}</body>'
+PID = """<extension><plugin plugin="mujoco.pid"><instance name="p"><config key="kp" value="10"/></instance></plugin>
+</extension>"""
 CASES = {
     "ball joint": {"joint": 'type="ball"'},
     "equality constraint": {"end": '<equality><joint joint1="j"/></equality>'},
@@ -354,6 +356,11 @@ CASES = {
     "gravity compensation": {"body": ' gravcomp="1"'},
     "fluid": {"top": '<option density="1000"/>'},
     "spring or damper that is not linear": {"joint": 'damping="1 2"'},
+    "spring of a free joint": {"joint": 'type="free" stiffness="7"'},
+    "adhesion": {"geom": ' adhesion="50"'},
+    "moving surface": {"geom": ' surfacevel="1 0 0 0 0 0"'},
+    "override of contact parameters": {"top": '<option><flag override="enable"/></option>'},
+    "plugin": {"top": PID, "end": '<actuator><plugin joint="j" plugin="mujoco.pid" instance="p"/></actuator>'},
     "flexible body": {"world": '<flexcomp name="f" type="grid" count="2 2 1" spacing="0.1 0.1 0.1" dim="2" mass="1"/>'},
     "ground that is not the plane z = 0": {"world": '<geom type="plane" size="1 1 1" pos="0 0 0.1"/>'},
     "disabled part of the physics": {"top": '<option><flag actuation="disable"/></option>'},
@@ -391,6 +398,24 @@ def test_what_would_be_another_robot_is_refused_by_name(write, name):
     with pytest.warns(UserWarning, match=f"left out: .*{name} \\([0-9]+\\)"):
         robot = mjcf.Robot(path, ignore=mjcf.IGNORABLE)
     Simulator(robot.articulation, 1, 0.01, 1, 1)  # what is left can be simulated
+
+
+def test_an_actuator_with_two_controls_is_refused_by_name(write):
+    pid = '<pid name="two" joint="j" kp="10" kv="1"/><motor joint="k" ctrlrange="-3 3"/>'
+    other = BODY.format("").replace("<joint/>", '<joint name="k"/>')
+    path = write(plain(inside=other, end=f"<actuator>{pid}</actuator>"))
+    with pytest.raises(ValueError, match="actuator with a varying gain \\(1\\)"):
+        mjcf.load(path)
+    actuation = quiet(path, ignore=mjcf.IGNORABLE).actuation
+    assert (actuation.low[1], actuation.high[1]) == (-3.0, 3.0)
+
+
+def test_an_actuator_that_is_switched_off_has_a_finite_range(write):
+    general = '<general joint="j" gainprm="0" forcerange="-1 1"/>'
+    path = write(plain(end=f"<actuator>{general}</actuator>"))
+    assert mjcf.unsupported(path) == {"control without a range, taken as -1 to 1": 1}
+    actuation = quiet(path).actuation
+    assert (actuation.low[0], actuation.high[0]) == (-1.0, 1.0) and not actuation.matrix.any()
 
 
 @pytest.mark.parametrize("name", mjcf.LEFT_OUT)

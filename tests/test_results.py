@@ -166,6 +166,13 @@ def test_the_tables_of_benchmark_1m(results):
     assert tables.scores([run_ for run_ in runs if run_.env_id != "ant"]) == "Not run."
 
 
+def test_a_cell_of_benchmark_1m_has_one_setting(results):
+    command = "python rpo_continuous.py --env-id ant --seed 4 --total-timesteps 1000000 --gamma 0.9"
+    write(results / "1m" / "rpo_continuous__ant__4.csv", command, 7)
+    with pytest.raises(ValueError, match="runs of rpo on ant with the same flags, got .*__1.csv and .*__4.csv"):
+        tables.one_million_table(read_one_million(results), tables.final_cell)
+
+
 def test_arms_stand_beside_benchmark_1m(results):
     write(results / "arms" / "rpo_odd__ant__1.csv", "python rpo_continuous.py --env-id ant --exp-name rpo_odd", 700)
     text = tables.arms(results, {"RPO": "rpo_continuous", "odd": "rpo_odd", "other": "rpo_other"}, ("hopper", "ant"))

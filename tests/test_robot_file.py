@@ -131,6 +131,29 @@ def test_servos_are_centred_on_the_start_pose(servo_file):
         assert joint_act[0].tolist() == pytest.approx([0.0] * 6 + [20.0 * control, torque], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "actuator",
+    [
+        '<position joint="leg" kp="20" ctrlrange="-2 2"/>',
+        '<position joint="leg" kp="1" gear="10" ctrlrange="-20 20"/>',
+        '<position joint="leg" kp="1" gear="-4"/>',
+        '<general joint="leg" biastype="affine" gainprm="78.5" biasprm="26.2 -100 -1" ctrlrange="-3 3"/>',
+    ],
+)
+def test_a_servo_moves_by_half_a_radian_whatever_its_gear_and_gain(tmp_path, actuator):
+    """At each of these angles MuJoCo's servo has no force, with the control of this action."""
+    text = SERVO.format(KEY).replace('<position name="p" joint="leg" kp="20" kv="1" ctrlrange="-2 1"/>', actuator)
+    (tmp_path / "robot.xml").write_text(text.replace('range="-2 1"/>', 'range="-2 2"/>', 1))
+    env = envs.make(str(tmp_path / "robot.xml"))
+    data = mujoco.MjData(env.robot.model)
+    for action, angle in ((0.0, 0.8), (-1.0, 0.3), (1.0, 1.3)):
+        toward = -action if 'gear="-4"' in actuator else action  # a negative gear turns the other way
+        data.qpos, data.ctrl = env.robot.start_qpos, env.controls(torch.full((1, 2), toward))[0].numpy()
+        data.qpos[7] = angle
+        mujoco.mj_forward(env.robot.model, data)
+        assert data.qfrc_actuator[6] == pytest.approx(0.0, abs=1e-4)
+
+
 def test_gradients_reach_the_actions(servo_file):
     env = envs.make(servo_file, num_envs=2)
     env.reset()

@@ -130,6 +130,28 @@ def test_rows_are_those_of_the_documentation(tmp_path, monkeypatch, capsys, env_
     assert "ours: return" in output and "MuJoCo: return" in output and "0 of 2 fell" in output
 
 
+BOX = """<mujoco><compiler autolimits="true"/><default><geom contype="0" conaffinity="0"/></default><worldbody>
+<body pos="0 0 0.3"><freejoint/><geom type="box" size="0.2 0.1 0.05" mass="3"/>{legs}</body></worldbody></mujoco>"""
+LEG = """<body pos="{x} {y} 0"><joint name="leg{k}" axis="0 1 0" range="-60 60" damping="1" actuatorfrcrange="-5 5"/>
+<geom type="capsule" size="0.02" fromto="0 0 0 0 0 -0.25" mass="0.2" contype="1" conaffinity="1"/></body>"""
+
+
+def test_a_file_without_ground_and_actuators_has_both_in_mujoco(tmp_path):
+    """As in most files of robots; actuators come from the joints' largest forces, as in every URDF file."""
+    places = [(x, y) for x in (-0.15, 0.15) for y in (-0.08, 0.08)]
+    legs = "".join(LEG.format(x=x, y=y, k=k) for k, (x, y) in enumerate(places))
+    (tmp_path / "robot.xml").write_text(BOX.format(legs=legs))
+    env = envs.make(str(tmp_path / "robot.xml"), num_envs=2)
+    world, policy = transfer.Mujoco(env, None), lambda obs: 0.1 * torch.ones(2, 4)
+    env.max_episode_steps = 25
+    here, start = transfer.ours(env, policy, 1)
+    there = transfer.mujocos(env, policy, start, world)
+    assert not here.fell.any() and not there.fell.any()
+    data = world.start(*(x[0] for x in start))
+    world.apply(data, world.controls(torch.full((2, 4), 0.5))[0])
+    assert np.allclose(data.qfrc_applied, [0.0] * 6 + [2.5] * 4)
+
+
 def test_gymnasiums_reward_is_its_own(tmp_path, monkeypatch):
     """Hopper-v5: one for every control step on its feet, with an end of its own."""
     hopper = str(find("gymnasium/hopper.xml"))
