@@ -52,6 +52,7 @@ SHARED_CORE = {
     "rpo_continuous__ant__2",
     "rpo_continuous__hand_reorient__1",
     "rpo_continuous__hopper__2",
+    "rpo_continuous__humanoid__2",
     "sac_continuous__ant__2",
     "sac_continuous__hand_reorient__1",
     "sapo_continuous__ant__2",
