@@ -53,8 +53,6 @@ UP = (Z_UP[3], *Z_UP[:3])  # the same as a quaternion wxyz
 KINDS = {"FREE": FREE, "SLIDE": PRISMATIC, "HINGE": REVOLUTE}
 # flags of <option> that are not obeyed; those of gravity, contact, limits and all constraints are
 PHYSICS = ("PASSIVE", "SPRING", "DAMPER", "CLAMPCTRL", "ACTUATION")
-# of a file without: MuJoCo's default material, whatever the file's own defaults are
-GROUND = {"size": [0, 0, 1], "contype": 1, "conaffinity": 1, "priority": 0, "condim": 3, "friction": [1, 0.005, 1e-4]}
 
 REFUSED = (
     "ball joint",
@@ -589,7 +587,8 @@ def _compile(path, floating):
             spec.compiler.fusestatic = False  # which would merge the root into the world
             spec.worldbody.first_body().add_freejoint()
         if not any(geom.type == mujoco.mjtGeom.mjGEOM_PLANE for geom in spec.geoms):
-            spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, **GROUND)
+            plain = mujoco.MjSpec()  # the file's own defaults may place or shape a geom
+            spec.worldbody.add_geom(plain.default, type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0.0, 0.0, 1.0])
         model = spec.compile()
     except Exception as error:  # whatever MuJoCo makes of a file that is not a robot
         reason = " ".join(str(error).split())
@@ -645,8 +644,9 @@ def _disabled(m):
 
 
 def _has_force(m, t):
-    forces = m.tendon_stiffness[t].any() or m.tendon_damping[t].any() or m.tendon_frictionloss[t] > 0.0
-    return bool(forces or m.tendon_limited[t] or getattr(m, "tendon_armature", np.zeros(m.ntendon))[t] > 0.0)
+    names = ("tendon_stiffness", "tendon_damping", "tendon_frictionloss", "tendon_limited")
+    of_mujoco_4 = ("tendon_stiffnesspoly", "tendon_dampingpoly", "tendon_armature")
+    return any(np.any(getattr(m, name)[t]) for name in (*names, *of_mujoco_4) if hasattr(m, name))
 
 
 def _is_ground(m, g):

@@ -57,7 +57,7 @@ def is_robot_file(env_id):
 def robot_task(path):
     """The task of the robot in a file: a subclass of RobotFile. Raises ValueError and ImportError like mjcf.Robot.
 
-    A file that has changed is read again, unless only a file has changed that it includes.
+    A file is read again once it has changed; changes in the files that it includes are not noticed.
     """
     return _task(str(Path(path).absolute()), Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
 
@@ -91,6 +91,8 @@ def _check(path, robot, height):
     if len(robot.actuation.names) == 0:
         expected = "path: expected a robot with actuators, or with joints that have an actuatorfrcrange (URDF: effort)"
         raise ValueError(f"{expected}, got none in {path!r}")
+    if not robot.contacts:
+        raise ValueError(f"path: expected a robot with a shape that touches the ground, got none in {path!r}")
     if height <= 0.0:
         raise ValueError(
             f"path: expected a robot whose root starts above the ground, got one at {height} m in {path!r}"

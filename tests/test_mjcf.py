@@ -400,6 +400,21 @@ def test_what_would_be_another_robot_is_refused_by_name(write, name):
     Simulator(robot.articulation, 1, 0.01, 1, 1)  # what is left can be simulated
 
 
+@pytest.mark.parametrize("force", ('stiffness="0 5"', 'damping="0 5"', 'frictionloss="1"', 'range="0 1"'))
+def test_every_force_of_a_tendon_is_seen(write, force):
+    path = write(plain(world='<site name="w"/>', end=TENDON.format(f" {force}")))
+    assert mjcf.unsupported(path) == {"tendon with a force": 1}
+    assert mjcf.unsupported(write(plain(world='<site name="w"/>', end=TENDON.format("")))) == {}
+
+
+@pytest.mark.parametrize("default", ('pos="0 0 .1" euler="0 90 0"', 'friction=".3"', 'contype="2" conaffinity="1"'))
+def test_the_ground_of_a_file_without_one_has_none_of_its_defaults(write, default):
+    body = '<body pos="0 0 1"><freejoint/><geom size="0.1"/></body>'
+    path = write(f"<mujoco><default><geom {default}/></default><worldbody>{body}</worldbody></mujoco>")
+    (contact,) = mjcf.Robot(path).contacts
+    assert contact.friction == 1.0  # the larger one, which is the ground's
+
+
 def test_an_actuator_with_two_controls_is_refused_by_name(write):
     pid = '<pid name="two" joint="j" kp="10" kv="1"/><motor joint="k" ctrlrange="-3 3"/>'
     other = BODY.format("").replace("<joint/>", '<joint name="k"/>')

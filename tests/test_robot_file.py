@@ -175,6 +175,7 @@ def test_gradients_reach_the_actions(servo_file):
             '<option><flag gravity="disable"/></option><worldbody>',
             ["points down", "got (0.0, 0.0, 0.0)"],
         ),
+        ("<worldbody>", '<default><geom contype="2" conaffinity="2"/></default><worldbody>', ["touches the ground"]),
         ("</worldbody>", '<body pos="1 0 0"><freejoint/><geom size="0.1"/></body></worldbody>', ["one robot"]),
     ],
 )
