@@ -18,12 +18,12 @@ from benchmarks.records import (
     SCRIPTS,
     groups_of,
     groups_of_ablation,
-    on_one_machine,
     read_ablations,
     read_longer,
     read_one_million,
     read_paper,
     tasks_of,
+    timed,
 )
 from benchmarks.scores import mean_interval
 
@@ -52,7 +52,7 @@ def draw(ax, group, column, label, color, line, against_minutes=False, bins=None
     """
     x, values = curve(group, column)
     if against_minutes:
-        clocks = [sorted(run.logged("wall_s").items()) for run in on_one_machine(group)]
+        clocks = [sorted(run.logged("wall_s").items()) for run in timed(group)]
         x = np.mean([np.interp(x, *zip(*clock)) / 60 for clock in clocks], axis=0)
     else:
         x = x / 1e6

@@ -17,21 +17,21 @@ from benchmarks.records import (
     RESULTS,
     ROOT,
     SCRIPTS,
-    SHARED_CORE,
     TASKS,
     final_returns,
     groups_of,
     groups_of_ablation,
     is_standard,
+    is_upper_bound,
     lines_of,
     machine_of,
-    on_one_machine,
     read,
     read_ablations,
     read_all,
     read_longer,
     read_one_million,
     read_paper,
+    timed,
 )
 from benchmarks.scores import aggregate_iqm, iqm, is_reliable, largest_drop, median_steps_to, spread
 
@@ -104,14 +104,12 @@ def deterministic_cell(group):
 
 
 def typical_minutes(group):
-    """The median over the runs on the machine that most of them were on."""
-    return median(run.minutes for run in on_one_machine(group))
+    return median(run.minutes for run in timed(group))
 
 
 def minutes_cell(group):
-    """^ marks a run that shared its core."""
-    shared = any(run.path.stem in SHARED_CORE for run in on_one_machine(group))
-    return f"{typical_minutes(group):.1f}" + ("^" if shared else "")
+    """^ marks an upper bound."""
+    return f"{typical_minutes(group):.1f}" + ("^" if is_upper_bound(timed(group)[0]) else "")
 
 
 def minutes_by_machine(runs):
@@ -120,7 +118,7 @@ def minutes_by_machine(runs):
     marks = {machine: "*" * k for k, machine in enumerate(machines)}
 
     def cell(group):
-        return minutes_cell(group) + marks[machine_of(on_one_machine(group)[0])]
+        return minutes_cell(group) + marks[machine_of(timed(group)[0])]
 
     text = one_million_table(runs, cell)
     if len(marks) > 1:
@@ -376,9 +374,9 @@ Without noise, by each policy's mean action (FastTD3's noise is that of its expl
 
 ![Returns against minutes on one core](results/1m_minutes.png)
 
-Minutes of training on one core, without start-up and final evaluation. A cell counts only the runs on the machine
-that most of its runs used; in a tie, on that of the first seed. The figure shows their mean, the table their median.
-^: a run shared its core with other work, so that this is an upper bound.
+Minutes of training on one core, without start-up and final evaluation. A cell counts the runs that had a core of
+their own, on the machine that most of them used; in a tie, on that of the first seed. The figure shows their mean,
+the table their median. ^: no run had; it is the fastest, and an upper bound.
 
 {minutes}
 
