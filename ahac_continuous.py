@@ -438,7 +438,7 @@ if __name__ == "__main__":
         actor_optimizer.step()
         action_grads = torch.stack(action_grads) * data["ends"].numel()  # those of -R; only their norms count
 
-        # ALGO LOGIC: the horizon of the next rollout; after backward(), or it would simulate some steps again
+        # ALGO LOGIC: the horizon of the next rollout; after backward(), which would otherwise run some steps again
         stiffness = measure_stiffness(env, data.pop("joint_q"), data.pop("joint_qd"), data.pop("action"))
         horizon.update(stiffness, num_steps, args)
 

@@ -400,6 +400,11 @@ def test_what_would_be_another_robot_is_refused_by_name(write, name):
     Simulator(robot.articulation, 1, 0.01, 1, 1)  # what is left can be simulated
 
 
+@pytest.mark.parametrize("spring", ('stiffness="1 2"', 'damping="1 2"', 'stiffness="5" springyield="0.1"'))
+def test_every_bend_of_a_spring_or_damper_is_seen(write, spring):
+    assert mjcf.unsupported(write(plain(joint=spring))) == {"spring or damper that is not linear": 1}
+
+
 @pytest.mark.parametrize("force", ('stiffness="0 5"', 'damping="0 5"', 'frictionloss="1"', 'range="0 1"'))
 def test_every_force_of_a_tendon_is_seen(write, force):
     path = write(plain(world='<site name="w"/>', end=TENDON.format(f" {force}")))
