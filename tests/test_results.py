@@ -130,10 +130,10 @@ def test_the_tables_of_benchmark_1m(results):
     assert row(text, "hopper")[:2] == ["2000 +- 1000", "not run"]
     assert row(tables.one_million_table(runs, tables.minutes_cell), "ant")[0] == "2.0"
     assert row(tables.minutes_by_machine(runs), "ant")[0] == "2.0"
-    other = [replace(run_, device="kettle (family 6 model 1)") if run_.env_id == "ant" else run_ for run_ in runs]
+    other = [replace(run_, device="toaster (family 6 model 1)") if run_.env_id == "ant" else run_ for run_ in runs]
     text = tables.minutes_by_machine(other)
     assert (row(text, "ant")[0], row(text, "anymal")[0]) == ("2.0*", "2.0")
-    assert text.endswith("\n\nMachines: no mark: toaster, *: kettle.")
+    assert text.endswith("\n\nMachines: no mark: toaster, *: toaster (family 6 model 1).")
     # a cell counts the runs of the machine that most of them were on, without those whose wall clock is an upper bound
     minutes = {1: 100, 2: 4, 3: 2}
     mixed = [
