@@ -138,14 +138,14 @@ def paper_value(env_id):
     return float(read_paper()[env_id, "rpo"]["stochastic"])
 
 
-def scores(runs):
-    """A row for every script that ran all the tasks: aggregate, reliability, largest drop.
+def scores(runs, env_ids=ONE_MILLION_TASKS):
+    """A row for every script that ran all these tasks: aggregate, reliability, largest drop.
 
     Counted are the seeds that every task has: with more runs of one task than of another, the mean would lean to it.
     """
     rows = []
     for script, title in SCRIPTS.items():
-        found = [[run for run in runs if (run.script, run.env_id) == (script, env_id)] for env_id in ONE_MILLION_TASKS]
+        found = [[run for run in runs if (run.script, run.env_id) == (script, env_id)] for env_id in env_ids]
         counted = set.intersection(*({run.seed for run in group} for group in found))
         if not counted:
             continue
@@ -322,9 +322,16 @@ def arms(results, columns, env_ids=ONE_MILLION_TASKS):
         row = {"task": env_id}
         for title, name in columns.items():
             found = [run for run in runs if (run.env_id, run.name) == (env_id, name)]
-            row[title] = final_cell(found) if found else "not run"
+            row[title] = arm_cell(found) if found else "not run"
         rows.append(row)
     return table(rows)
+
+
+def arm_cell(group):
+    """Beside runs of other seeds it matters which they are."""
+    numbers = sorted(run.seed for run in group)
+    which = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    return f"{spread(final_returns(group))} ({which})"
 
 
 def trials(results, page, titles):
@@ -363,12 +370,15 @@ half as many updates per step as with its own 64. AHAC is our reading of its pap
 ![Returns against steps](results/1m.png)
 
 Lines are means over seeds, bands their 95 % bootstrap interval, which for two or three seeds is their range. Curves are
-means over the last 100 finished episodes, averaged in 50 bins, and lag behind the policy. Environments start together,
-so many episodes end together, and a curve rises in steps: on tasks of 1,000 steps every 64,000 to 128,000.
+means over the last 100 finished episodes, averaged in 50 bins of equally many iterations, and lag behind the policy.
+Environments start together, so many episodes end together, and a curve rises in steps: on tasks of 1,000 steps every
+64,000 to 128,000.
+
+Where no number of seeds is given, there are three:
 
 {final}
 
-Without noise, by each policy's mean action (FastTD3's noise is that of its exploration, 0.1 to 0.4):
+Without noise, by each policy's mean action (FastTD3's noise is that of its exploration, 0.1 to 0.4); seeds as above:
 
 {deterministic}
 
@@ -376,23 +386,31 @@ Without noise, by each policy's mean action (FastTD3's noise is that of its expl
 
 Minutes of training on one core, without start-up and final evaluation. A cell counts the runs that had a core of
 their own, on the machine that most of them used; in a tie, on that of the first seed. The figure shows their mean,
-the table their median. ^: no run had; it is the fastest, and an upper bound.
+the table their median; in both, machines differ between cells. ^: no run had; it is the fastest, and an upper bound.
+AHAC and FastTD3 ran at a later commit, with a faster simulator
+([two commits in turn](../docs/performance.md#two-commits-in-turn)).
 
 {minutes}
 
-Steps until the curve reaches half of the paper's return of RPO; median over seeds:
+Steps until the curve reaches half of the paper's return of RPO; median over seeds, a seed that never gets there counting
+as later than any other:
 
 {half}
 
-Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over all tasks
-and the seeds that have run on every one of them, with three or more seeds also its interval, from a bootstrap that
+Normalised returns are divided by the paper's return of RPO at its full budget. IQM: interquartile mean over tasks and
+the seeds that have run on every one of them, with three or more seeds also its interval, from a bootstrap that
 resamples seeds within tasks. Reliable: of the runs whose curve reaches a tenth of the paper's return, those that from
 there on never fall below 0.9 of their highest value so far. (REPPO's paper counts runs that never fall below 0.9 of a
-known best return once they have reached it; few do so in a million steps.) On the hand, where a mean of 100 returns has
-a standard error of about 12, noise alone can cause such a fall. Largest drop: of the curve below its highest value so
-far, in units of the paper's return.
+known best return once they have reached it; few do so in a million steps.) Largest drop: of the curve below its highest
+value so far, in units of the paper's return. All five tasks:
 
 {scores}
+
+On the hand a mean of 100 returns has a standard error of 10 to 20, a fall that noise alone can cause. Without it:
+
+{walking}
+
+What these tables show and what they do not: [results.md](../docs/results.md#what-one-million-steps-show).
 
 ### How far the policy moves
 
@@ -408,6 +426,8 @@ Runs of several commits; each file names its own. Flags: those given beside the 
 {beside}
 
 ![Returns of the longer runs against steps](results/longer.png)
+
+Dashed: a second setting of the same script.
 
 ## Ablations of RPO
 
@@ -431,6 +451,7 @@ def results_page(results, page):
         minutes=minutes_by_machine(million),
         half=one_million_table(million, half_cell),
         scores=scores(million),
+        walking=scores(million, [env_id for env_id in ONE_MILLION_TASKS if env_id != "hand_reorient"]),
         beside=beside_the_paper(read_longer(results), paper, page),
         ablations=with_figure(ablations_of("ant", rpo), results / "ablations_ant.png", page),
     )
