@@ -392,8 +392,8 @@ AHAC and FastTD3 ran at a later commit, with a faster simulator
 
 {minutes}
 
-Steps until the curve reaches half of the paper's return of RPO; median over seeds, a seed that never gets there counting
-as later than any other:
+Steps until the curve reaches half of the paper's return of RPO; median over seeds, where one that never gets there
+counts as later than all others:
 
 {half}
 
