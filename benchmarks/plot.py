@@ -45,10 +45,17 @@ def curve(group, column):
     return np.array(steps), np.array([np.interp(steps, *zip(*values)) for values in logged])
 
 
+def condensed(x, values, bins):
+    """Means over bins of equal width from 0 to the last x, without the empty ones: (steps,) and (runs, steps)."""
+    ends = np.searchsorted(x, np.linspace(0, x[-1], bins + 1)[1:-1])
+    parts = [part for part in np.split(np.arange(len(x)), ends) if len(part)]
+    return np.array([x[part].mean() for part in parts]), np.stack([values[:, part].mean(1) for part in parts], axis=1)
+
+
 def draw(ax, group, column, label, color, line, against_minutes=False, bins=None):
     """The mean over runs, against steps or wall clock, and of several runs the 95 % interval of the mean as a band.
 
-    bins: into how many means of neighbouring values the curve is condensed; default: none.
+    bins: see condensed(); default: none.
     """
     x, values = curve(group, column)
     if against_minutes:
@@ -57,9 +64,7 @@ def draw(ax, group, column, label, color, line, against_minutes=False, bins=None
     else:
         x = x / 1e6
     if bins:
-        bins = min(bins, len(x))
-        x = np.array([part.mean() for part in np.array_split(x, bins)])
-        values = np.stack([part.mean(1) for part in np.array_split(values, bins, axis=1)], axis=1)
+        x, values = condensed(x, values, bins)
     ax.plot(x, values.mean(0), color=color, linestyle=line, linewidth=1.3, label=label)
     if len(group) > 1:
         ax.fill_between(x, *mean_interval(values), color=color, alpha=0.2, linewidth=0)

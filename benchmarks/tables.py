@@ -370,9 +370,9 @@ half as many updates per step as with its own 64. AHAC is our reading of its pap
 ![Returns against steps](results/1m.png)
 
 Lines are means over seeds, bands their 95 % bootstrap interval, which for two or three seeds is their range. Curves are
-means over the last 100 finished episodes, averaged in 50 bins of equally many iterations, and lag behind the policy.
-Environments start together, so many episodes end together, and a curve rises in steps: on tasks of 1,000 steps every
-64,000 to 128,000.
+means over the last 100 finished episodes, averaged in 50 bins of equal width, and lag behind the policy. Environments
+start together, so many episodes end together, and a curve rises in steps: on tasks of 1,000 steps every 64,000 to
+128,000.
 
 Where no number of seeds is given, there are three:
 

@@ -199,6 +199,8 @@ def test_a_curve_is_condensed_to_means(results):
     assert line.get_xydata().tolist() == [[1.5, 8.0]]  # of 12.5 after 1M steps and 3.5 after 2M
     plot.draw(ax, group, "ratio_max", "", "C0", "-", bins=50)
     assert ax.lines[1].get_ydata().tolist() == [12.5, 3.5]  # no more bins than values
+    x, values = plot.condensed(np.array([1.0, 2.0, 3.0, 100.0]), np.array([[1.0, 2.0, 6.0, 5.0]]), bins=2)
+    assert x.tolist() == [2.0, 100.0] and values.tolist() == [[3.0, 5.0]]  # equally wide, whatever is in them
     plot.plt.close()
 
 
