@@ -406,7 +406,8 @@ value so far, in units of the paper's return. All five tasks:
 
 {scores}
 
-On the hand a mean of 100 returns has a standard error of 10 to 20, a fall that noise alone can cause. Without it:
+On the hand a mean of 100 returns has a standard error of mostly 10 to 20, so noise alone can cause such a fall. The
+four walking tasks, without the hand:
 
 {walking}
 
